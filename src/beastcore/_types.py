@@ -1,0 +1,115 @@
+"""Value types that both twins hand out: removal causes and statistics snapshots."""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+__all__ = ["BatchStats", "CacheInfo", "CacheStats", "RemovalCause", "TableStats"]
+
+
+class RemovalCause(enum.Enum):
+    """Why an entry left a `Cache`; the third argument of `on_removal`."""
+
+    EXPLICIT = "explicit"
+    """The caller removed it: `del`, `pop`, `popitem`, `delete_many` or `clear`."""
+    REPLACED = "replaced"
+    """A new value was stored under its key."""
+    EXPIRED = "expired"
+    """Its time to live had passed when it was met."""
+    SIZE = "size"
+    """It was evicted: the cache was full, was made smaller, or `evict` was called."""
+
+    def __repr__(self) -> str:
+        return f"RemovalCause.{self.name}"
+
+
+class CacheStats(NamedTuple):
+    """Counters of a `Cache` since creation or `reset_stats()`, and its present size.
+
+    `currsize`, `weight` and `bytes` are states, not counters: a reset leaves them alone.
+    """
+
+    hits: int
+    """Lookups by `get`, `c[k]`, `setdefault` or `get_many` that found a live entry."""
+    misses: int
+    """The same lookups that did not."""
+    sets: int
+    """Entries written, overwrites included."""
+    evictions: int
+    """Entries removed with cause SIZE."""
+    expirations: int
+    """Entries removed with cause EXPIRED."""
+    removals: int
+    """Entries removed with cause EXPLICIT."""
+    rejections: int
+    """Writes refused: heavier than `max_weight`, or turned away by the policy."""
+    currsize: int
+    """Entries held; may count expired ones that nothing has met yet."""
+    maxsize: int
+    """Most entries that may be held."""
+    weight: int
+    """Sum of the entries' weights; `currsize` where there is no weigher."""
+    max_weight: int | None
+    """Most weight that may be held; None where there is no weigher."""
+    bytes: int
+    """Estimate of the bytes that the cache's own structures take, without keys and values."""
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Hits / (hits + misses), from 0 to 1; None before the first lookup."""
+        lookups = self.hits + self.misses
+        return self.hits / lookups if lookups else None
+
+
+class CacheInfo(NamedTuple):
+    """What `cache_info()` of a function decorated with `cached` answers, as in `functools`."""
+
+    hits: int
+    """Calls answered from the cache."""
+    misses: int
+    """Calls that ran the function."""
+    maxsize: int
+    """Most results that may be held (per instance for a method)."""
+    currsize: int
+    """Results held."""
+
+
+class BatchStats(NamedTuple):
+    """Counters of a `BatchBuffer` since creation, and its present content."""
+
+    added: int
+    """Operations accepted by `add`."""
+    coalesced: int
+    """Operations that were merged into an earlier one of the same key."""
+    drained: int
+    """Operations handed out by `drain`."""
+    restored: int
+    """Operations put back by `restore`."""
+    pending: int
+    """Operations held now."""
+    keys: int
+    """Distinct keys that have operations now."""
+    bytes: int
+    """Sum of the sizes of the operations held now."""
+
+
+class TableStats(NamedTuple):
+    """Counters of a `ConnectionTable` since creation, and its present content."""
+
+    active: int
+    """Connections held now."""
+    max_connections: int
+    """Most connections that may be held."""
+    added: int
+    """Connections added."""
+    removed: int
+    """Connections removed by `remove` or `clear`."""
+    suspected: int
+    """Times that a sweep reported a connection as SUSPECT."""
+    expired: int
+    """Connections that a sweep removed as EXPIRED."""
+    rejected: int
+    """Calls of `add` refused because the table was full."""
+    late_sweeps: int
+    """Sweeps so late that every deadline was extended once."""

@@ -1,0 +1,123 @@
+"""Argument checks of the engine, called off the hot path by both twins.
+
+One copy, so that the compiled engine and the pure twin accept the same arguments and refuse
+the others with the same words. Each returns the normalised value or raises TypeError or
+ValueError with a text that names the argument, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, SupportsFloat, SupportsIndex
+
+__all__ = [
+    "MAX_SLOTS",
+    "MAX_TTL",
+    "MAX_WEIGHT_EACH",
+    "MAX_WEIGHT_TOTAL",
+    "TICKS_PER_SECOND",
+    "check_callable",
+    "check_count",
+    "check_policy",
+    "check_seconds",
+    "check_ttl",
+    "check_weight",
+    "check_weight_pair",
+]
+
+TICKS_PER_SECOND = 64
+"""Resolution of times to live: 1/64 s."""
+MAX_TTL = 31_536_000.0
+"""Longest time to live in seconds (365 days); for longer ones use None, which never expires."""
+MAX_SLOTS = 2**30
+"""Most entries that one structure of the engine can hold."""
+MAX_WEIGHT_EACH = 2**32 - 1
+"""Heaviest single entry."""
+MAX_WEIGHT_TOTAL = 2**63 - 1
+"""Largest `max_weight`."""
+
+
+def check_count(
+    name: str, value: object, *, minimum: int = 1, maximum: int | None = MAX_SLOTS
+) -> int:
+    """Return `value` as an int from `minimum` to `maximum` (no limit when None)."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    number = value.__index__()
+    if number < minimum:
+        allowed = {0: "zero or positive", 1: "positive"}.get(minimum, f"at least {minimum}")
+        raise ValueError(f"{name} must be {allowed}, got {number}")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {number}")
+    return number
+
+
+def _number(name: str, value: object, allowed: str) -> float:
+    """Return `value` as a float that is not NaN."""
+    if isinstance(value, (bool, str, bytes)) or not isinstance(
+        value, (SupportsFloat, SupportsIndex)
+    ):
+        raise TypeError(f"{name} must be {allowed}, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond the range of floats
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
+    if math.isnan(number):
+        raise ValueError(f"{name} must be {allowed}, got nan")
+    return number
+
+
+def check_ttl(value: object, name: str = "ttl") -> float | None:
+    """Return a time to live in seconds, or None for "never expires" (None and inf)."""
+    if value is None:
+        return None
+    number = _number(name, value, "a positive number of seconds or None")
+    if number == math.inf:
+        return None
+    if number <= 0:
+        raise ValueError(f"{name} must be positive (None never expires), got {value!r}")
+    if number > MAX_TTL:
+        raise ValueError(
+            f"{name} must be at most {MAX_TTL:.0f} seconds (None never expires), got {value!r}"
+        )
+    return number
+
+
+def check_seconds(name: str, value: object, *, zero: bool = False) -> float:
+    """Return a finite duration in seconds: positive, or zero too where `zero` is true."""
+    number = _number(name, value, "a number of seconds")
+    if number < 0 or (number == 0 and not zero):
+        raise ValueError(f"{name} must be {'zero or ' if zero else ''}positive, got {value!r}")
+    if number > MAX_TTL:
+        raise ValueError(f"{name} must be at most {MAX_TTL:.0f} seconds, got {value!r}")
+    return number
+
+
+def check_callable(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is None or callable."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable or None, got {value!r}")
+
+
+def check_policy(value: object) -> str:
+    """Return the name of an eviction policy."""
+    if value not in ("adaptive", "lru"):
+        raise ValueError(f"policy must be 'adaptive' or 'lru', got {value!r}")
+    return str(value)
+
+
+def check_weight_pair(max_weight: object, weigher: Callable[..., Any] | None) -> int | None:
+    """Return `max_weight`; it and `weigher` are given together or not at all."""
+    check_callable("weigher", weigher)
+    if (max_weight is None) != (weigher is None):
+        missing = "weigher" if weigher is None else "max_weight"
+        raise ValueError(f"max_weight and weigher must be given together, {missing} is missing")
+    if max_weight is None:
+        return None
+    return check_count("max_weight", max_weight, maximum=MAX_WEIGHT_TOTAL)
+
+
+def check_weight(value: object) -> int:
+    """Return what a weigher answered as an int from 0 to MAX_WEIGHT_EACH."""
+    return check_count("weigher(key, value)", value, minimum=0, maximum=MAX_WEIGHT_EACH)
