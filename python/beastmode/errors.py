@@ -1,0 +1,131 @@
+"""Exceptions of the layer, and the engine's, in one tree.
+
+BeastError
++-- CapacityError               something bounded is full; nothing was changed
+|   +-- TableFullError          every slot of a ConnectionTable is taken
+|   +-- BufferFullError         the write buffer has no room
++-- CacheError                  a read could not be answered for a reason of the cache's own
+|   +-- LoadError               a loader returned something that is no Document
++-- StoreError                  the store could not do what was asked
+|   +-- StoreUnavailable        it cannot be reached, or refused for the moment
+|   +-- StoreTimeout            it did not answer before the deadline
+|   +-- StoreCorrupt            what it holds cannot be read
+|   +-- WriteRejected           it refused these operations, and always will
+|       +-- PreconditionFailed  a precondition of an operation did not hold
+|       +-- DocumentMissing     an Update named a document that does not exist
++-- JournalError                the write journal cannot be used
+|   +-- JournalLocked           another process has it
+|   +-- JournalFull             the disk has no room for it; nothing was acknowledged
++-- ClosedError                 used after close()
+|   +-- ForkedError             used in a child of the process that made it
++-- ConfigError (ValueError)    a setting is not allowed
++-- RequestError (ValueError)   a request, path, operation or query is malformed
++-- MissingExtra (ImportError)  a library of an extra is not installed
+"""
+
+from __future__ import annotations
+
+from beastcore import BeastError, CapacityError, TableFullError
+
+__all__ = [
+    "BeastError",
+    "BufferFullError",
+    "CacheError",
+    "CapacityError",
+    "ClosedError",
+    "ConfigError",
+    "DocumentMissing",
+    "ForkedError",
+    "JournalError",
+    "JournalFull",
+    "JournalLocked",
+    "LoadError",
+    "MissingExtra",
+    "PreconditionFailed",
+    "RequestError",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreTimeout",
+    "StoreUnavailable",
+    "TableFullError",
+    "WriteRejected",
+]
+
+
+class BufferFullError(CapacityError):
+    """The write buffer has no room; the write was not accepted."""
+
+
+class CacheError(BeastError):
+    """A read could not be answered for a reason of the cache's own."""
+
+
+class LoadError(CacheError):
+    """A loader returned something that is no `Document` for the path it was asked for."""
+
+
+class StoreError(BeastError):
+    """The store could not do what was asked."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached, or refuses for the moment; trying later may help."""
+
+
+class StoreTimeout(StoreError):
+    """The store did not answer before the deadline; a commit may or may not have happened."""
+
+
+class StoreCorrupt(StoreError):
+    """What the store holds cannot be read; trying again does not help."""
+
+
+class WriteRejected(StoreError):
+    """The store refused these operations and always will; none of them was applied."""
+
+
+class PreconditionFailed(WriteRejected):
+    """A precondition of an operation did not hold."""
+
+
+class DocumentMissing(WriteRejected):
+    """An `Update` named a document that does not exist."""
+
+
+class JournalError(BeastError):
+    """The write journal cannot be used."""
+
+
+class JournalLocked(JournalError):
+    """Another process holds the write journal."""
+
+
+class JournalFull(JournalError):
+    """The disk has no room for the journal; nothing of this write was acknowledged."""
+
+
+class ClosedError(BeastError):
+    """It was used after `close()`."""
+
+
+class ForkedError(ClosedError):
+    """It was used in a child of the process that made it; construct it after the fork."""
+
+
+class ConfigError(BeastError, ValueError):
+    """A setting is not allowed; the text names it, its value and what is allowed."""
+
+
+class RequestError(BeastError, ValueError):
+    """A request, path, operation or query is malformed; nothing was done."""
+
+
+class MissingExtra(BeastError, ImportError):
+    """A library that an extra brings is not installed; the text names the command."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f'{library} is not installed; it comes with: pip install "beastcore[{extra}]"'
+        )
+        self.library = library
+        self.extra = extra

@@ -1,0 +1,234 @@
+"""What a store is: the protocols that every store keeps, and the values they speak in.
+
+`Store` and `AsyncStore` have the same methods, the second one's awaited. One suite of contract
+tests runs over every store. Every call takes `deadline`: an absolute time in seconds of
+`time.monotonic()` after which the call must have ended (`deadline_in(2.0)` makes one); None takes
+the store's own default. A call that cannot end in time raises StoreTimeout.
+
+Versions are integers that grow with each change of a document; they can be compared within one
+store, also between processes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+from beastmode.errors import RequestError, StoreTimeout
+from beastmode.stores.documents import Document, Operation, check_collection, check_path
+
+__all__ = [
+    "AsyncStore",
+    "Change",
+    "Filter",
+    "FilterOp",
+    "Order",
+    "Query",
+    "QueryResult",
+    "Store",
+    "StoreHealth",
+    "Subscription",
+    "Target",
+    "deadline_in",
+    "remaining",
+]
+
+FilterOp = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not-in", "array-contains"]
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One condition of a query: `field` is a dotted path, `op` one of `FilterOp`."""
+
+    field: str
+    op: FilterOp
+    value: Any
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.field, str) or not all(self.field.split(".")):
+            raise RequestError(f"a Filter's field must be a dotted field path, got {self.field!r}")
+        if self.op not in get_args(FilterOp):
+            allowed = ", ".join(get_args(FilterOp))
+            raise RequestError(f"a Filter's op must be one of {allowed}; got {self.op!r}")
+        if self.op in ("in", "not-in") and not isinstance(self.value, (list, tuple)):
+            raise RequestError(f"a Filter with op {self.op!r} takes a list, got {self.value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One sort key of a query; documents without the field are left out, as in Firestore."""
+
+    field: str
+    descending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Documents directly in `collection` that pass every filter, sorted, at most `limit`.
+
+    Ties, and queries without an order, are sorted by document id.
+    """
+
+    collection: str
+    where: tuple[Filter, ...] = ()
+    order_by: tuple[Order, ...] = ()
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_collection(self.collection)
+        if self.limit is not None and (isinstance(self.limit, bool) or self.limit <= 0):
+            raise RequestError(f"a Query's limit must be positive or None, got {self.limit!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """The documents a query found, in its order, and the newest version the store had then."""
+
+    documents: list[Document]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One document changed: `document` is its new state, a tombstone when it was deleted."""
+
+    document: Document
+
+    @property
+    def path(self) -> str:
+        """The changed document's path."""
+        return self.document.path
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to watch: one document, one collection's documents, or (both None) everything."""
+
+    document: str | None = None
+    collection: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.document is not None and self.collection is not None:
+            raise RequestError("a Target takes a document or a collection, not both")
+        if self.document is not None:
+            check_path(self.document)
+        if self.collection is not None:
+            check_collection(self.collection)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHealth:
+    """Whether a store answers: `latency_s` is how long the probe took, `detail` says what failed."""
+
+    ok: bool
+    latency_s: float
+    detail: str = ""
+
+
+@runtime_checkable
+class Subscription(Protocol):
+    """A running watch. `on_change` is called from a thread of the store, one change at a time."""
+
+    @property
+    def active(self) -> bool:
+        """False once closed or failed."""
+        ...
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why it ended by itself, or None."""
+        ...
+
+    def close(self) -> None:
+        """End it; after the return `on_change` is not called any more. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Store(Protocol):
+    """A document store, called from threads. Safe to share between threads."""
+
+    def get(self, path: str, *, deadline: float | None = None) -> Document:
+        """Return the document, a tombstone when it does not exist."""
+        ...
+
+    def get_many(self, paths: Sequence[str], *, deadline: float | None = None) -> list[Document]:
+        """Return the documents in the order of `paths`, tombstones included."""
+        ...
+
+    def query(self, query: Query, *, deadline: float | None = None) -> QueryResult:
+        """Return the existing documents that `query` describes."""
+        ...
+
+    def commit(
+        self, operations: Sequence[Operation], *, deadline: float | None = None
+    ) -> list[int]:
+        """Apply all operations in order, or none, and return each one's resulting version."""
+        ...
+
+    def watch(self, target: Target, on_change: Callable[[Change], object]) -> Subscription:
+        """Call `on_change` for each change from now on, whoever made it."""
+        ...
+
+    def health(self) -> StoreHealth:
+        """Probe the store; never raises."""
+        ...
+
+    def close(self) -> None:
+        """Release everything, ending watches; later calls raise ClosedError. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class AsyncStore(Protocol):
+    """`Store` with awaited methods; no method blocks the event loop."""
+
+    async def get(self, path: str, *, deadline: float | None = None) -> Document:
+        """See `Store.get`."""
+        ...
+
+    async def get_many(
+        self, paths: Sequence[str], *, deadline: float | None = None
+    ) -> list[Document]:
+        """See `Store.get_many`."""
+        ...
+
+    async def query(self, query: Query, *, deadline: float | None = None) -> QueryResult:
+        """See `Store.query`."""
+        ...
+
+    async def commit(
+        self, operations: Sequence[Operation], *, deadline: float | None = None
+    ) -> list[int]:
+        """See `Store.commit`."""
+        ...
+
+    async def watch(self, target: Target, on_change: Callable[[Change], object]) -> Subscription:
+        """See `Store.watch`."""
+        ...
+
+    async def health(self) -> StoreHealth:
+        """See `Store.health`."""
+        ...
+
+    async def close(self) -> None:
+        """See `Store.close`."""
+        ...
+
+
+def deadline_in(seconds: float) -> float:
+    """Return the deadline that is `seconds` from now."""
+    return time.monotonic() + seconds
+
+
+def remaining(deadline: float, what: str) -> float:
+    """Return the seconds left until `deadline`; StoreTimeout naming `what` when it has passed."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise StoreTimeout(
+            f"{what}: the deadline passed {-left:.3f} s ago (deadlines are absolute; "
+            "deadline_in(seconds) makes one)"
+        )
+    return left
