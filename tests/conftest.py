@@ -11,6 +11,7 @@ from types import CodeType
 from typing import Any
 
 import pytest
+
 from support import FakeClock, Twin
 
 ROOT = Path(__file__).resolve().parent.parent
