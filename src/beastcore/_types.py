@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["BatchStats", "CacheInfo", "CacheStats", "RemovalCause", "TableStats"]
+__all__ = [
+    "BatchItem",
+    "BatchStats",
+    "CacheInfo",
+    "CacheStats",
+    "ConnInfo",
+    "RemovalCause",
+    "TableStats",
+]
 
 
 class RemovalCause(enum.Enum):
@@ -75,8 +83,26 @@ class CacheInfo(NamedTuple):
     """Results held."""
 
 
+class BatchItem(tuple[Any, Any]):
+    """A drained operation: the pair `(key, op)`, which also remembers what `add` was told.
+
+    Equal to the plain pair. `BatchBuffer.restore` reads the attributes, so that what is put back
+    keeps its size, its priority and its age.
+    """
+
+    size: int = 0
+    """Size in bytes."""
+    priority: int = 0
+    """Priority; higher ones are drained first."""
+    added_at: float | None = None
+    """Time of its `add` by the buffer's timer; None for an item that no buffer made."""
+
+
 class BatchStats(NamedTuple):
-    """Counters of a `BatchBuffer` since creation, and its present content."""
+    """Counters of a `BatchBuffer` since creation, and its present content.
+
+    `pending` is always `added - coalesced - drained + restored - cleared`.
+    """
 
     added: int
     """Operations accepted by `add`."""
@@ -86,12 +112,31 @@ class BatchStats(NamedTuple):
     """Operations handed out by `drain`."""
     restored: int
     """Operations put back by `restore`."""
+    cleared: int
+    """Operations dropped by `clear`."""
     pending: int
     """Operations held now."""
     keys: int
     """Distinct keys that have operations now."""
     bytes: int
     """Sum of the sizes of the operations held now."""
+
+
+class ConnInfo(NamedTuple):
+    """One connection in a `ConnectionTable.snapshot()`."""
+
+    conn_id: Any
+    """What the connection was added as."""
+    user: Any
+    """Who it belongs to, or None."""
+    class_id: int
+    """Its class."""
+    idle: float
+    """Seconds since its last activity."""
+    age: float
+    """Seconds since it was added."""
+    pinged: bool
+    """Whether `mark_pinged` named it after its last activity."""
 
 
 class TableStats(NamedTuple):

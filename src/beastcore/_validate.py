@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, SupportsFloat, SupportsIndex
 
 __all__ = [
+    "MAX_IDLE",
     "MAX_SLOTS",
     "MAX_TTL",
     "MAX_WEIGHT_EACH",
@@ -21,6 +22,7 @@ __all__ = [
     "check_count",
     "check_policy",
     "check_seconds",
+    "check_time",
     "check_ttl",
     "check_weight",
     "check_weight_pair",
@@ -30,6 +32,8 @@ TICKS_PER_SECOND = 64
 """Resolution of times to live: 1/64 s."""
 MAX_TTL = 31_536_000.0
 """Longest time to live in seconds (365 days); for longer ones use None, which never expires."""
+MAX_IDLE = 604_800.0
+"""Longest idle timeout or grace of a connection in seconds (7 days)."""
 MAX_SLOTS = 2**30
 """Most entries that one structure of the engine can hold."""
 MAX_WEIGHT_EACH = 2**32 - 1
@@ -84,13 +88,27 @@ def check_ttl(value: object, name: str = "ttl") -> float | None:
     return number
 
 
-def check_seconds(name: str, value: object, *, zero: bool = False) -> float:
-    """Return a finite duration in seconds: positive, or zero too where `zero` is true."""
+def check_seconds(
+    name: str, value: object, *, zero: bool = False, maximum: float = MAX_TTL
+) -> float:
+    """Return a duration up to `maximum` seconds: positive, or zero too where `zero` is true."""
     number = _number(name, value, "a number of seconds")
     if number < 0 or (number == 0 and not zero):
         raise ValueError(f"{name} must be {'zero or ' if zero else ''}positive, got {value!r}")
-    if number > MAX_TTL:
-        raise ValueError(f"{name} must be at most {MAX_TTL:.0f} seconds, got {value!r}")
+    if number > maximum:
+        raise ValueError(f"{name} must be at most {maximum:.0f} seconds, got {value!r}")
+    return number
+
+
+def check_time(value: object) -> float:
+    """Return what a timer answered as a finite float."""
+    if isinstance(value, (bool, str, bytes)) or not isinstance(
+        value, (SupportsFloat, SupportsIndex)
+    ):
+        raise TypeError(f"timer() must return seconds as a float, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"timer() must return seconds as a float, got {value!r}")
     return number
 
 
