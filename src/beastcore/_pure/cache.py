@@ -1,0 +1,848 @@
+"""`Cache` in pure Python: the twin of `beastcore._cache` and the oracle of its tests.
+
+Structure
+    `_index` maps a key's hash to the tuple of the entries that have it, nearly always one.
+    `_order` holds the entries, least recently used first; entries compare by identity. So the
+    only calls of a key's `__hash__` and `__eq__` are those of `hash(key)` and `_find`; what is
+    evicted leaves without being searched for.
+
+Invariants, verified by `_check()`
+    1. An entry is in `_order` iff it is in the chain of its hash, and then carries the epoch.
+    2. `_count`, `_weight` and `_timed` are the number of entries, the sum of their weights and
+       the number of those with a time to live.
+    3. `_count <= _maxsize`, and `_weight <= max_weight` where that is given.
+    4. No chain is empty or holds two entries with the identical key.
+
+Why no lock is needed
+    Keys, values, callbacks, the weigher and the timer may run any code, which may come back here;
+    so may finalizers that the garbage collector starts, signal handlers and other threads.
+    CPython starts those only at calls, at backward jumps and at allocations that it tracks.
+    Every section marked "operators only" has none of them: it takes the structure from one valid
+    state to the next without a pause. Sections verify first that what was found is still there;
+    if not, their callers look again. What leaves the structure is released, and told to
+    `on_removal`, after the operation is complete.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import GenericAlias, SimpleNamespace
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    NoReturn,
+    SupportsFloat,
+    SupportsIndex,
+    TypeVar,
+    cast,
+    final,
+)
+
+from beastcore._types import CacheStats, RemovalCause
+from beastcore._validate import (
+    MAX_WEIGHT_EACH,
+    MAX_WEIGHT_TOTAL,
+    TICKS_PER_SECOND,
+    check_callable,
+    check_count,
+    check_policy,
+    check_time,
+    check_ttl,
+    check_weight,
+    check_weight_pair,
+)
+
+__all__ = ["Cache"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+OnRemoval = Callable[[Any, Any, RemovalCause], object]
+
+MAX_RESTARTS = 64
+"""How often a search starts again because a comparison changed the chain that it was reading."""
+MAX_ELAPSED = 2.0**40
+"""Seconds since construction beyond which the clock stands still (35,000 years)."""
+DEAD = -1
+"""Epoch of an entry that has left."""
+UNREAD = -1.0
+"""A time before every deadline: the clock was not needed."""
+
+_OWN_TTL: Any = object()
+_MISSING: Any = object()
+
+
+class _Entry:
+    """A key, its value and what is kept about them."""
+
+    __slots__ = ("deadline", "epoch", "hashed", "key", "value", "weight")
+
+    def __init__(
+        self, hashed: int, key: Any, value: Any, deadline: int | None, weight: int
+    ) -> None:
+        self.hashed = hashed
+        self.key = key
+        self.value = value
+        self.deadline = deadline
+        """Tick (1/64 s since construction of the cache) from which on the entry is expired."""
+        self.weight = weight
+        self.epoch = DEAD
+        """The cache's epoch while the entry is in it; `clear` makes all old at one stroke."""
+
+    def expired(self, ticks: float) -> bool:
+        """Tell whether the time to live has passed at `ticks`."""
+        deadline = self.deadline
+        return deadline is not None and deadline <= ticks
+
+
+Removed = list[tuple[Any, Any, RemovalCause]]
+
+
+@final
+class Cache(Generic[K, V]):
+    """A mapping that holds at most `maxsize` entries, each with a time to live.
+
+    When it is full, the least recently used entry makes room. `get`, `c[key]`, `get_many`,
+    `setdefault` and every write make an entry the most recently used; `peek`, `key in c`,
+    `expires_in`, `touch` and iteration do not.
+
+    `maxsize`
+        most entries held, 1 to 2**30
+    `ttl`
+        seconds after its last write at which an entry expires, unless `set` is given another;
+        None or inf never. An entry never expires early, and at most 1/64 s late (the compiled
+        engine's own clock: 1/32 s). Expired entries are misses and are removed when a lookup or
+        a write meets them, when they are the next to be evicted, and by `expire()`.
+    `policy`
+        "adaptive" or "lru"; both evict the least recently used entry
+    `max_weight`, `weigher`
+        `weigher(key, value)` returns an int from 0 to 2**32 - 1; the weights held never add up to
+        more than `max_weight`. A value heavier than that is refused with ValueError
+    `timer`
+        returns monotonic seconds as a float; the default is the system's monotonic clock
+    `on_removal`
+        called as `on_removal(key, value, cause)` after the operation that removed the entry is
+        complete, in the order of removal. What it raises goes to `sys.unraisablehook`
+
+    Every operation on one key takes O(1) time. An error raised by a key's `__hash__` or `__eq__`,
+    the weigher or the timer leaves the cache as it was. Where a key's `__eq__` changes the cache,
+    the search starts again, at most 64 times, then RuntimeError is raised.
+    """
+
+    __slots__ = (
+        *("_timer", "_read_timer", "_base", "_weigher", "_on_removal", "_ttl", "_policy"),
+        *("_index", "_order", "_epoch", "_version", "_count", "_weight", "_timed"),
+        *("_maxsize", "_max_weight", "_limit", "_hits", "_misses", "_sets"),
+        *("_evictions", "_expirations", "_removals", "_rejections", "__weakref__"),
+    )
+
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+    __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)
+
+    _timer: Callable[[], float] | None
+    _read_timer: Callable[[], float]
+    _base: float
+    _weigher: Callable[[Any, Any], int] | None
+    _on_removal: OnRemoval | None
+    _ttl: float | None
+    _policy: str
+    _max_weight: int | None
+    _limit: int
+    _index: dict[int, tuple[_Entry, ...]]
+    _order: OrderedDict[_Entry, None]
+    _epoch: int
+    _version: int
+    _count: int
+    _weight: int
+    _timed: int
+
+    def __new__(
+        cls,
+        maxsize: int,
+        ttl: float | None = None,
+        *,
+        policy: str = "adaptive",
+        max_weight: int | None = None,
+        weigher: Callable[[Any, Any], int] | None = None,
+        timer: Callable[[], float] | None = None,
+        on_removal: OnRemoval | None = None,
+    ) -> Cache[K, V]:
+        """Make an empty cache; bad arguments raise TypeError or ValueError."""
+        self = super().__new__(cls)
+        self._maxsize = check_count("maxsize", maxsize)
+        self._ttl = check_ttl(ttl)
+        self._policy = check_policy(policy)
+        self._max_weight = check_weight_pair(max_weight, weigher)
+        self._limit = MAX_WEIGHT_TOTAL if self._max_weight is None else self._max_weight
+        self._weigher = weigher
+        check_callable("timer", timer)
+        check_callable("on_removal", on_removal)
+        self._timer = timer
+        self._read_timer = time.monotonic if timer is None else timer
+        self._on_removal = on_removal
+        self._index = {}
+        self._order = OrderedDict()
+        self._epoch = self._version = self._count = self._weight = self._timed = 0
+        self.reset_stats()
+        self._base = check_time(self._read_timer())
+        return self
+
+    def __init_subclass__(cls, **kwargs: object) -> NoReturn:
+        """Refuse to be subclassed."""
+        raise TypeError("type 'beastcore._pure.cache.Cache' is not an acceptable base type")
+
+    # -- what the cache is ---------------------------------------------------------------------
+
+    @property
+    def maxsize(self) -> int:
+        """Most entries that may be held."""
+        return self._maxsize
+
+    @property
+    def ttl(self) -> float | None:
+        """Time to live in seconds of entries that are given none of their own; None: endless."""
+        return self._ttl
+
+    @property
+    def policy(self) -> str:
+        """Name of the eviction policy."""
+        return self._policy
+
+    @property
+    def max_weight(self) -> int | None:
+        """Most weight that may be held; None where there is no weigher."""
+        return self._max_weight
+
+    @property
+    def timer(self) -> Callable[[], float] | None:
+        """The timer given at construction; None where the built-in clock is used."""
+        return self._timer
+
+    @property
+    def weight(self) -> int:
+        """Sum of the entries' weights; the number of entries where there is no weigher."""
+        return self._weight
+
+    def __repr__(self) -> str:
+        weights = (
+            ""
+            if self._max_weight is None
+            else f"max_weight={self._max_weight}, weight={self._weight}, "
+        )
+        return (
+            f"Cache(maxsize={self._maxsize}, ttl={self._ttl}, policy={self._policy!r}, "
+            f"{weights}currsize={self._count})"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled."""
+        raise TypeError("cannot pickle 'Cache' object")
+
+    # -- lookups -------------------------------------------------------------------------------
+
+    def get(self, key: Any, default: Any = None, /) -> Any:
+        """Return the live value under `key`, else `default`; counts a hit or a miss. O(1)."""
+        entry = self._read(key)
+        return default if entry is None else entry.value
+
+    def __getitem__(self, key: K) -> V:
+        """Return the live value under `key`, counting a hit or a miss; KeyError if absent."""
+        entry = self._read(key)
+        if entry is None:
+            raise KeyError(key)
+        value: V = entry.value
+        return value
+
+    def peek(self, key: Any, default: Any = None, /) -> Any:
+        """Return the live value under `key`, else `default`; neither counts nor promotes. O(1)."""
+        entry, ticks = self._seek(hash(key), key)
+        return default if entry is None or entry.expired(ticks) else entry.value
+
+    def __contains__(self, key: object) -> bool:
+        entry, ticks = self._seek(hash(key), key)
+        return entry is not None and not entry.expired(ticks)
+
+    def get_many(self, keys: Iterable[Any], default: Any = None, /) -> list[Any]:
+        """Return the live values under `keys` in their order, `default` where there is none.
+
+        Counts a hit or a miss for each key. The clock is read once. O(len(keys)).
+        """
+        found, ticks = self._seek_many(keys)
+        removed: Removed = []
+        values: list[Any] = []
+        for entry in found:
+            if entry is not None and entry.expired(ticks):
+                self._remove(entry, RemovalCause.EXPIRED, removed)
+            if entry is None or entry.epoch != self._epoch:
+                self._misses += 1
+                values.append(default)
+            else:
+                self._promote(entry)
+                self._hits += 1
+                values.append(entry.value)
+        self._notify(removed)
+        return values
+
+    def expires_in(self, key: Any, /) -> float | None:
+        """Return the seconds that `key` has left to live, None for ever; KeyError if absent."""
+        entry, ticks = self._seek(hash(key), key)
+        if entry is None or entry.expired(ticks):
+            raise KeyError(key)
+        return None if entry.deadline is None else (entry.deadline - ticks) / TICKS_PER_SECOND
+
+    # -- writes --------------------------------------------------------------------------------
+
+    def set(self, key: Any, value: Any, ttl: float | None = _OWN_TTL, /) -> None:
+        """Store `value` under `key` for `ttl` seconds (default: the cache's; None: for ever).
+
+        An entry that is there keeps its key and gets the new value, time to live and weight.
+        Errors: ValueError for a bad ttl or weight, whatever the key or the weigher raises; then
+        the old value stays. O(1).
+        """
+        self._set(key, value, self._ttl if ttl is _OWN_TTL else check_ttl(ttl))
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._set(key, value, self._ttl)
+
+    def set_many(self, items: Any, ttl: float | None = _OWN_TTL, /) -> None:
+        """Store each pair of `items`, a mapping or an iterable of (key, value) tuples or lists.
+
+        All are checked and weighed first: an item that is no pair, an unhashable key or a value
+        too heavy leaves the cache as it was. Then they are stored in order; only a key's `__eq__`
+        can raise then, and what precedes that key stays stored. O(len(items)).
+        """
+        seconds = self._ttl if ttl is _OWN_TTL else check_ttl(ttl)
+        if hasattr(items, "keys") and hasattr(items, "items"):
+            items = items.items()
+        checked: list[tuple[int, Any, Any, int]] = []
+        for number, item in enumerate(items):
+            if not isinstance(item, (tuple, list)) or len(item) != 2:
+                kind = ValueError if isinstance(item, (tuple, list)) else TypeError
+                raise kind(f"set_many item {number} must be a (key, value) pair, got {item!r}")
+            key, value = item
+            checked.append((hash(key), key, value, self._weigh(key, value)))
+        if not checked:
+            return
+        ticks = self._ticks() if seconds is not None or self._timed else UNREAD
+        removed: Removed = []
+        try:
+            for hashed, key, value, weight in checked:
+                self._store(hashed, key, value, seconds, weight, ticks, removed)
+        finally:
+            self._notify(removed)
+
+    def setdefault(self, key: Any, default: Any = None, /) -> Any:
+        """Return the live value under `key` (a hit), or store `default` and return it (a miss)."""
+        hashed = hash(key)
+        entry, ticks = self._seek(hashed, key)
+        if entry is not None and not entry.expired(ticks):
+            self._promote(entry)
+            self._hits += 1
+            return entry.value
+        weight = self._weigh(key, default)
+        if ticks == UNREAD and (self._ttl is not None or self._timed):
+            ticks = self._ticks()
+        removed: Removed = []
+        try:
+            entry = self._store(hashed, key, default, self._ttl, weight, ticks, removed, keep=True)
+            if entry is None:
+                self._misses += 1
+                return default
+            self._hits += 1  # stored meanwhile by the weigher, the timer or another thread
+            return entry.value
+        finally:
+            self._notify(removed)
+
+    def touch(self, key: Any, ttl: float | None = _OWN_TTL, /) -> bool:
+        """Give the live entry under `key` a new time to live; False if there is none. O(1)."""
+        seconds = self._ttl if ttl is _OWN_TTL else check_ttl(ttl)
+        hashed = hash(key)
+        ticks = self._ticks() if seconds is not None or self._timed else UNREAD
+        deadline = _deadline(ticks, seconds)
+        while (entry := self._find(hashed, key)) is not None:
+            if entry.expired(ticks):
+                self._remove_one(entry, RemovalCause.EXPIRED)
+                return False
+            # Operators only.
+            if entry.epoch == self._epoch:
+                self._timed += (deadline is not None) - (entry.deadline is not None)
+                entry.deadline = deadline
+                return True
+        return False
+
+    # -- removals ------------------------------------------------------------------------------
+
+    def pop(self, key: Any, default: Any = _MISSING, /) -> Any:
+        """Remove `key` and return its live value; else return `default` or raise KeyError."""
+        entry = self._take(key)
+        if entry is not None:
+            return entry.value
+        if default is _MISSING:
+            raise KeyError(key)
+        return default
+
+    def __delitem__(self, key: K) -> None:
+        if self._take(key) is None:
+            raise KeyError(key)
+
+    def popitem(self) -> tuple[K, V]:
+        """Remove and return the least recently used live (key, value); KeyError if none.
+
+        Expired entries met on the way are removed. O(1) and O(1) for each of those.
+        """
+        ticks = self._ticks() if self._timed else UNREAD
+        removed: Removed = []
+        while (entry := self._oldest()) is not None:
+            cause = RemovalCause.EXPIRED if entry.expired(ticks) else RemovalCause.EXPLICIT
+            if self._remove(entry, cause, removed) and cause is RemovalCause.EXPLICIT:
+                break
+        self._notify(removed)
+        if entry is None:
+            raise KeyError("popitem(): cache is empty")
+        return entry.key, entry.value
+
+    def delete_many(self, keys: Iterable[Any], /) -> int:
+        """Remove `keys` and return how many had a live entry. All are hashed first."""
+        found, ticks = self._seek_many(keys)
+        removed: Removed = []
+        deleted = 0
+        for entry in found:
+            if entry is not None:
+                expired = entry.expired(ticks)
+                cause = RemovalCause.EXPIRED if expired else RemovalCause.EXPLICIT
+                deleted += self._remove(entry, cause, removed) and not expired
+        self._notify(removed)
+        return deleted
+
+    def expire(self, limit: int | None = None, /) -> int:
+        """Remove expired entries, at most `limit`, and return how many.
+
+        The least recently used go first. O(len(self)).
+        """
+        allowed = (
+            math.inf if limit is None else check_count("limit", limit, minimum=0, maximum=None)
+        )
+        if not self._timed or not allowed:
+            return 0
+        ticks = self._ticks()
+        removed: Removed = []
+        for entry in list(self._order):
+            if len(removed) >= allowed:
+                break
+            if entry.expired(ticks):
+                self._remove(entry, RemovalCause.EXPIRED, removed)
+        self._notify(removed)
+        return len(removed)
+
+    def evict(self, n: int, /) -> int:
+        """Remove the `n` least recently used entries and return how many there were."""
+        n = check_count("n", n, minimum=0)
+        ticks = self._ticks() if n and self._timed else UNREAD
+        removed: Removed = []
+        while len(removed) < n and self._evict_oldest(ticks, removed):
+            pass
+        self._notify(removed)
+        return len(removed)
+
+    def resize(self, maxsize: int, /) -> int:
+        """Allow `maxsize` entries from now on and return how many were evicted for that."""
+        maxsize = check_count("maxsize", maxsize)
+        ticks = self._ticks() if self._timed and maxsize < self._count else UNREAD
+        self._maxsize = maxsize
+        removed: Removed = []
+        while self._count > maxsize and self._evict_oldest(ticks, removed):
+            pass
+        self._notify(removed)
+        return len(removed)
+
+    def clear(self) -> None:
+        """Remove every entry, with cause EXPLICIT. O(len(self))."""
+        index: dict[int, tuple[_Entry, ...]] = {}
+        order: OrderedDict[_Entry, None] = OrderedDict()
+        # Operators only.
+        index, self._index = self._index, index
+        order, self._order = self._order, order
+        if self._count:
+            self._version += 1
+        self._removals += self._count
+        self._epoch += 1
+        self._count = self._weight = self._timed = 0
+        # The rest concerns nobody else.
+        if self._on_removal is not None:
+            self._notify([(e.key, e.value, RemovalCause.EXPLICIT) for e in order])
+
+    # -- snapshots -----------------------------------------------------------------------------
+
+    def keys(self) -> list[K]:
+        """Return the keys of the live entries, least recently used first."""
+        return [entry.key for entry in self._live()]
+
+    def values(self) -> list[V]:
+        """Return the values of the live entries, least recently used first."""
+        return [entry.value for entry in self._live()]
+
+    def items(self) -> list[tuple[K, V]]:
+        """Return the (key, value) pairs of the live entries, least recently used first."""
+        return [(entry.key, entry.value) for entry in self._live()]
+
+    def __len__(self) -> int:
+        """Return the number of entries, expired ones that nothing has met yet included."""
+        return self._count
+
+    def __iter__(self) -> Iterator[K]:
+        """Iterate over the live keys in no particular order.
+
+        RuntimeError is raised when an entry was inserted or removed meanwhile.
+        """
+        ticks = self._ticks() if self._timed else UNREAD
+        return self._iterate(self._version, ticks)
+
+    def _iterate(self, version: int, ticks: float) -> Iterator[K]:
+        entries = (entry for chain in self._index.values() for entry in chain)
+        while self._version == version:
+            entry = next(entries, None)
+            if entry is None:
+                return
+            if not entry.expired(ticks):
+                yield entry.key
+        raise RuntimeError("cache changed size during iteration")
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether another Cache or Mapping holds equal live items, in whatever order."""
+        kind = type(other)
+        if kind.__name__ == "Cache" and kind.__module__.startswith("beastcore."):
+            return bool(dict(self.items()) == dict(other.items()))  # type: ignore[attr-defined]
+        if isinstance(other, Mapping):
+            return dict(self.items()) == dict(other.items())
+        return NotImplemented
+
+    # -- statistics ----------------------------------------------------------------------------
+
+    def stats(self) -> CacheStats:
+        """Return the counters and the present size."""
+        size = sys.getsizeof(self) + sys.getsizeof(self._index) + sys.getsizeof(self._order)
+        oldest = self._oldest()
+        if oldest is not None:
+            size += self._count * (sys.getsizeof(oldest) + sys.getsizeof((oldest,)))
+        return CacheStats(
+            hits=self._hits,
+            misses=self._misses,
+            sets=self._sets,
+            evictions=self._evictions,
+            expirations=self._expirations,
+            removals=self._removals,
+            rejections=self._rejections,
+            currsize=self._count,
+            maxsize=self._maxsize,
+            weight=self._weight,
+            max_weight=self._max_weight,
+            bytes=size,
+        )
+
+    def reset_stats(self) -> None:
+        """Set the counters to 0."""
+        self._hits = self._misses = self._sets = 0
+        self._evictions = self._expirations = self._removals = self._rejections = 0
+
+    # -- the clock -----------------------------------------------------------------------------
+
+    def _ticks(self) -> float:
+        """Read the timer and return the time since construction in ticks of 1/64 s."""
+        elapsed = check_time(self._read_timer()) - self._base
+        return min(max(elapsed, 0.0), MAX_ELAPSED) * TICKS_PER_SECOND
+
+    # -- searching; these run the keys' code ---------------------------------------------------
+
+    def _find(self, hashed: int, key: Any) -> _Entry | None:
+        """Return the entry of `key`, expired or not.
+
+        The entry was in the cache when this returned; None means that the key was not.
+        """
+        for _ in range(MAX_RESTARTS + 1):
+            chain = self._index.get(hashed, ())
+            for entry in chain:
+                if entry.key is key or entry.key == key:
+                    if entry.epoch == self._epoch:
+                        return entry
+                    break
+                if self._index.get(hashed, ()) is not chain:
+                    break
+            else:
+                if self._index.get(hashed, ()) is chain:
+                    return None
+        raise RuntimeError("cache changed during key comparison")
+
+    def _seek(self, hashed: int, key: Any) -> tuple[_Entry | None, float]:
+        """Return the entry of `key` and the time, read only if the entry has a deadline."""
+        entry = self._find(hashed, key)
+        if entry is None or entry.deadline is None:
+            return entry, UNREAD
+        ticks = self._ticks()
+        if entry.epoch != self._epoch:  # the timer removed it
+            entry = self._find(hashed, key)
+        return entry, ticks
+
+    def _seek_many(self, keys: Iterable[Any]) -> tuple[list[_Entry | None], float]:
+        """Return the entries of `keys` and the time, read once if any entry has a deadline."""
+        wanted = [(hash(key), key) for key in list(keys)]
+        ticks = self._ticks() if wanted and self._timed else UNREAD
+        return [self._find(hashed, key) for hashed, key in wanted], ticks
+
+    def _read(self, key: Any) -> _Entry | None:
+        """Return the live entry of `key`, counted and promoted; remove an expired one."""
+        entry, ticks = self._seek(hash(key), key)
+        if entry is None:
+            self._misses += 1
+            return None
+        if entry.expired(ticks):
+            self._misses += 1
+            self._remove_one(entry, RemovalCause.EXPIRED)
+            return None
+        self._promote(entry)
+        self._hits += 1
+        return entry
+
+    def _take(self, key: Any) -> _Entry | None:
+        """Remove the entry of `key` and return it if it was live."""
+        hashed = hash(key)
+        while True:
+            entry, ticks = self._seek(hashed, key)
+            if entry is None:
+                return None
+            expired = entry.expired(ticks)
+            cause = RemovalCause.EXPIRED if expired else RemovalCause.EXPLICIT
+            if self._remove_one(entry, cause):
+                return None if expired else entry
+
+    def _weigh(self, key: Any, value: Any) -> int:
+        """Return the weight of an entry to be; ValueError if it is more than the cache holds."""
+        if self._weigher is None:
+            return 1
+        weight = self._weigher(key, value)
+        if type(weight) is not int or not 0 <= weight <= MAX_WEIGHT_EACH:
+            weight = check_weight(weight)
+        if weight > self._limit:
+            self._rejections += 1
+            raise ValueError(
+                f"weight of the value under {key!r} is {weight}, above max_weight {self._limit}"
+            )
+        return weight
+
+    # -- changing ------------------------------------------------------------------------------
+
+    def _set(self, key: Any, value: Any, ttl: float | None) -> None:
+        hashed = hash(key)
+        weight = self._weigh(key, value)
+        ticks = self._ticks() if ttl is not None or self._timed else UNREAD
+        removed: Removed = []
+        try:
+            self._store(hashed, key, value, ttl, weight, ticks, removed)
+        finally:
+            self._notify(removed)
+
+    def _store(
+        self,
+        hashed: int,
+        key: Any,
+        value: Any,
+        ttl: float | None,
+        weight: int,
+        ticks: float,
+        removed: Removed,
+        *,
+        keep: bool = False,
+    ) -> _Entry | None:
+        """Store a value that was weighed; what leaves is appended to `removed`.
+
+        With `keep`, a live entry that is there stays as it is and is returned.
+        """
+        deadline = _deadline(ticks, ttl)
+        while True:
+            chain = self._index.get(hashed, ())
+            entry = self._find(hashed, key)
+            if entry is not None and entry.expired(ticks):
+                self._remove(entry, RemovalCause.EXPIRED, removed)
+            elif entry is None:
+                fresh = _Entry(hashed, key, value, deadline, weight)
+                self._make_room(1, weight, ticks, removed)
+                if self._link(fresh, chain):
+                    self._sets += 1
+                    return None
+            elif keep:
+                self._promote(entry)
+                return entry
+            else:
+                old = entry.value  # kept until the operation is complete
+                if self._overwrite(entry, value, deadline, weight):
+                    self._sets += 1
+                    removed.append((entry.key, old, RemovalCause.REPLACED))
+                    self._promote(entry)
+                    self._make_room(0, 0, ticks, removed)
+                    return None
+
+    def _link(self, entry: _Entry, chain: tuple[_Entry, ...]) -> bool:
+        """Insert `entry` as the most recently used; False if `chain` is stale or room is short."""
+        hashed = entry.hashed
+        longer = (*chain, entry)
+        # Operators only.
+        current = self._index[hashed] if hashed in self._index else ()  # noqa: SIM401
+        if current is not chain or self._count >= self._maxsize:
+            return False
+        if self._weight + entry.weight > self._limit:
+            return False
+        self._order[entry] = None
+        try:
+            self._index[hashed] = longer
+        except MemoryError:
+            del self._order[entry]
+            raise
+        entry.epoch = self._epoch
+        self._count += 1
+        self._weight += entry.weight
+        self._timed += entry.deadline is not None
+        self._version += 1
+        return True
+
+    def _unlink(self, entry: _Entry) -> bool:
+        """Take `entry` out of the structure; False when it is no longer in it."""
+        hashed = entry.hashed
+        while True:
+            chain = self._index.get(hashed, ())
+            shorter = tuple([e for e in chain if e is not entry]) if len(chain) > 1 else ()
+            # Operators only.
+            if entry.epoch != self._epoch:
+                return False
+            if self._index[hashed] is chain:
+                if shorter:
+                    self._index[hashed] = shorter
+                else:
+                    del self._index[hashed]
+                del self._order[entry]
+                entry.epoch = DEAD
+                self._count -= 1
+                self._weight -= entry.weight
+                self._timed -= entry.deadline is not None
+                self._version += 1
+                return True
+
+    def _overwrite(self, entry: _Entry, value: Any, deadline: int | None, weight: int) -> bool:
+        """Give `entry` another value; False when it is no longer in the cache."""
+        # Operators only.
+        if entry.epoch != self._epoch:
+            return False
+        entry.value = value
+        self._timed += (deadline is not None) - (entry.deadline is not None)
+        entry.deadline = deadline
+        self._weight += weight - entry.weight
+        entry.weight = weight
+        return True
+
+    def _promote(self, entry: _Entry) -> None:
+        """Make `entry` the most recently used, if it is still there."""
+        if entry.epoch == self._epoch:  # operators only, then one call
+            self._order.move_to_end(entry)
+
+    def _oldest(self) -> _Entry | None:
+        """Return the least recently used entry."""
+        for entry in self._order:
+            return entry
+        return None
+
+    def _remove(self, entry: _Entry, cause: RemovalCause, removed: Removed) -> bool:
+        """Unlink, count and note `entry`; False when it is no longer in the cache."""
+        if not self._unlink(entry):
+            return False
+        if cause is RemovalCause.EXPLICIT:
+            self._removals += 1
+        elif cause is RemovalCause.EXPIRED:
+            self._expirations += 1
+        else:
+            self._evictions += 1
+        removed.append((entry.key, entry.value, cause))
+        return True
+
+    def _remove_one(self, entry: _Entry, cause: RemovalCause) -> bool:
+        """Remove `entry` as the last step of an operation."""
+        removed: Removed = []
+        done = self._remove(entry, cause, removed)
+        self._notify(removed)
+        return done
+
+    def _evict_oldest(self, ticks: float, removed: Removed) -> bool:
+        """Remove the least recently used entry; False if there is none."""
+        entry = self._oldest()
+        if entry is None:
+            return False
+        cause = RemovalCause.EXPIRED if entry.expired(ticks) else RemovalCause.SIZE
+        self._remove(entry, cause, removed)
+        return True
+
+    def _make_room(self, count: int, weight: int, ticks: float, removed: Removed) -> None:
+        """Evict until `count` more entries of `weight` in all fit."""
+        while self._count + count > self._maxsize or self._weight + weight > self._limit:
+            if not self._evict_oldest(ticks, removed):
+                return
+
+    def _notify(self, removed: Removed) -> None:
+        """Tell `on_removal` what left, in order."""
+        callback = self._on_removal
+        if callback is None:
+            return
+        for key, value, cause in removed:
+            try:
+                callback(key, value, cause)
+            except BaseException as error:  # noqa: BLE001 - as from a finalizer: to the hook
+                _report_unraisable(error, callback)
+
+    def _live(self) -> list[_Entry]:
+        """Return the live entries, least recently used first."""
+        if not self._timed:
+            return list(self._order)
+        ticks = self._ticks()
+        return [entry for entry in list(self._order) if not entry.expired(ticks)]
+
+    def _check(self) -> None:
+        """Raise AssertionError naming the first broken invariant."""
+        ordered = list(self._order)
+        chained = [entry for chain in self._index.values() for entry in chain]
+        assert set(map(id, ordered)) == set(map(id, chained)), "invariant 1: order and index differ"
+        assert len(ordered) == len(chained), "invariant 1: an entry is chained twice"
+        for hashed, chain in self._index.items():
+            assert all(e.hashed == hashed for e in chain), "invariant 1: entry in a wrong chain"
+            assert chain, "invariant 4: empty chain"
+            assert len({id(e.key) for e in chain}) == len(chain), "invariant 4: key twice"
+        assert all(e.epoch == self._epoch for e in ordered), "invariant 1: dead entry"
+        assert self._count == len(ordered), "invariant 2: count"
+        assert self._weight == sum(e.weight for e in ordered), "invariant 2: weight"
+        timed = sum(e.deadline is not None for e in ordered)
+        assert self._timed == timed, "invariant 2: number of entries with a deadline"
+        assert self._count <= self._maxsize, "invariant 3: maxsize"
+        assert self._weight <= self._limit, "invariant 3: max_weight"
+
+
+def _deadline(ticks: float, ttl: float | None) -> int | None:
+    """Return the first tick at which `ttl` seconds from `ticks` have surely passed."""
+    return None if ttl is None else math.ceil(ticks + ttl * TICKS_PER_SECOND)
+
+
+def _report_unraisable(error: BaseException, source: object) -> None:
+    """Hand `error` to `sys.unraisablehook`, as the interpreter does for finalizers.
+
+    The default hook accepts only the interpreter's own argument type, which has no public name.
+    """
+    fields = (type(error), error, error.__traceback__, None, source)
+    for kind in tuple.__subclasses__():
+        if kind.__name__ == "UnraisableHookArgs":
+            args: Any = cast("Callable[[object], Any]", kind)(fields)
+            break
+    else:
+        names = ("exc_type", "exc_value", "exc_traceback", "err_msg", "object")
+        args = SimpleNamespace(**dict(zip(names, fields, strict=True)))
+    try:
+        sys.unraisablehook(args)
+    except BaseException as failed:  # noqa: BLE001 - a broken hook must not break the cache
+        sys.stderr.write(f"Exception ignored in sys.unraisablehook: {failed!r}\n")
