@@ -15,6 +15,7 @@ cdef extern from *:
       #define WIN32_LEAN_AND_MEAN
       #endif
       #include <windows.h>
+      #define BEAST_COARSE_SLACK_NS 16000000LL
       static inline int64_t beast_precise_ns(void) {
           LARGE_INTEGER now, freq;
           QueryPerformanceCounter(&now);
@@ -27,6 +28,11 @@ cdef extern from *:
       }
     #else
       #include <time.h>
+      #if defined(CLOCK_MONOTONIC_COARSE)
+        #define BEAST_COARSE_SLACK_NS 10000000LL
+      #else
+        #define BEAST_COARSE_SLACK_NS 0LL
+      #endif
       static inline int64_t beast_clock_ns(clockid_t id) {
           struct timespec t;
           clock_gettime(id, &t);
@@ -44,6 +50,4 @@ cdef extern from *:
     """
     int64_t clock_precise_ns "beast_precise_ns"() noexcept nogil
     int64_t clock_coarse_ns "beast_coarse_ns"() noexcept nogil
-
-cdef enum:
-    COARSE_SLACK_NS = 16_000_000
+    const int64_t COARSE_SLACK_NS "BEAST_COARSE_SLACK_NS"

@@ -1,0 +1,82 @@
+"""The data of a `Cache`; its design is described in _cache.pyx."""
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+
+cdef struct Slot:
+    PyObject* key       # owned; NULL in a free slot
+    PyObject* value     # owned
+    uint32_t hash       # mixed hash: its high bits are the home position, its low bits the tag
+    uint32_t expiry     # tick from which on the entry is expired; meaningful with HAS_TTL
+    uint32_t flags      # HAS_TTL, HAS_GC
+    uint32_t weight     # 1 without a weigher
+
+
+cdef struct Link:
+    uint32_t prev       # towards the most recently used entry
+    uint32_t next       # towards the least recently used entry; chains free slots
+
+
+cdef struct Gone:
+    PyObject* key       # owned reference that left the structure and is still to be released
+    PyObject* value
+    int cause
+
+
+cdef class Cache:
+    cdef object __weakref__
+    # hot: what a hit reads
+    cdef Slot* slots
+    cdef uint32_t* index
+    cdef uint32_t index_mask, index_shift, slot_bits, slot_mask
+    cdef uint64_t salt
+    cdef Link* links
+    cdef uint64_t hits, misses
+    cdef object timer_
+    cdef int64_t base_ns
+    cdef double base_s
+    # size and order
+    cdef uint32_t size, maxsize_, capacity, high, free
+    cdef uint64_t version
+    cdef uint32_t n_ttl, n_gc
+    cdef bint has_default_ttl
+    cdef double default_ttl
+    # weights
+    cdef object weigher
+    cdef uint64_t max_weight_, weight_
+    # counters off the hot path
+    cdef uint64_t sets, evictions, expirations, removals, rejections
+    cdef object on_removal
+    cdef str policy_
+
+    # C doors for the other modules of the engine
+    cdef object lookup(self, object key, object default)
+    cdef int store(self, object key, object value) except -1
+
+    cdef uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF
+    cdef uint32_t find_live(self, object key, bint drop) except 0xFFFFFFFF
+    cdef uint32_t find_at(self, object key, uint32_t mixed, bint timed, double* now_s,
+                          uint32_t* tick) except 0xFFFFFFFF
+    cdef uint32_t hit_or_miss(self, object key) except 0xFFFFFFFF
+    cdef uint32_t read_clock(self, double* now_s) except 0xFFFFFFFF
+    cdef void rebase(self, double now_s, double* shifted) noexcept
+    cdef int deadline(self, double now_s, double ttl, uint32_t* tick) except -1
+    cdef int parse_ttl(self, object ttl, double* seconds) except -1
+    cdef uint32_t weigh(self, object key, object value) except? 0xFFFFFFFF
+    cdef int put(self, object key, uint32_t mixed, object value, bint has_ttl, double ttl,
+                 uint32_t weight) except -1
+    cdef int rebuild(self, uint32_t capacity) except -1
+    cdef void promote(self, uint32_t s) noexcept
+    cdef void link_first(self, uint32_t s) noexcept
+    cdef void unlink(self, uint32_t s) noexcept
+    cdef void index_insert(self, uint32_t s) noexcept
+    cdef void index_remove(self, uint32_t s) noexcept
+    cdef void take(self, uint32_t s, int cause, Gone* gone) noexcept
+    cdef int drop(self, uint32_t s, int cause) except -1
+    cdef void release(self, Gone* gone, Py_ssize_t n) noexcept
+    cdef Py_ssize_t evict_last(self, Py_ssize_t n) except -1
+    cdef int cause_of(self, uint32_t s, uint32_t tick) noexcept
+    cdef list snapshot(self, int what)
+    cdef void forget(self) noexcept
+    cdef int free_memory(self) except -1

@@ -1,0 +1,1196 @@
+# cython: cdivision=True
+"""Cache: a bounded mapping with times to live, on an arena of slots.
+
+Data structure
+    `slots`   an array of 32-byte slots, number 0 unused: key, value, mixed hash, expiry, flags,
+              weight. Slots 1..high have been used; free ones are chained through `links.next`.
+    `index`   open addressing with linear probing over 32-bit words, 0 = empty. The low
+              `slot_bits` bits of a word are a slot number, the others a tag of the mixed hash, so
+              that a probe looks into a slot only when its tag fits. Deletion shifts back; there
+              are no tombstones. Load <= 0.625.
+    `links`   the recency list, circular through slot 0: `links[0].next` is the most recently
+              used slot, `links[0].prev` the least recently used one.
+    Caches of up to SMALL entries grow their arrays by doubling; larger ones take all memory at
+    once (the system supplies untouched pages lazily), so that no single `set` pays for a rehash.
+    Layout after CacheLib (index, order and expiry are separate structures) and CPython's dict.
+
+Invariants (`_check()` verifies them by number)
+    1  size == slots in use == entries on the list <= maxsize; free + used == high <= capacity.
+    2  The list is circular and doubly linked over exactly the used slots.
+    3  Each used slot is found in the index from its home position without passing an empty word,
+       under its own number and tag; the index holds no other words.
+    4  weight_ is the sum of the weights, <= max_weight_; each weight <= max_weight_.
+    5  n_ttl and n_gc count the slots with HAS_TTL and HAS_GC; HAS_GC is set if the type of the
+       key or the value takes part in garbage collection.
+    6  A used slot has a key and a value, a free one neither.
+
+Ownership
+    A used slot owns one reference to its key and one to its value. An operation that removes
+    moves both into a `Gone` array and releases them last, when the structure is consistent. The
+    garbage collector sees the arena through `arena_traverse` and `arena_clear`, which are put
+    into the type at import, because Cython cannot know of the raw pointers.
+
+Python code
+    runs only where the structure is consistent: hashing, comparing, the weigher and the timer
+    before anything changes; removal listeners and destructors afterwards. A comparison may change
+    the cache: `version` counts structural changes and the probe starts again, RESTARTS times.
+
+Threads
+    The interpreter's lock protects everything; no method releases it.
+"""
+
+cimport cython
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject, PyTypeObject, visitproc
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.math cimport ceil
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from beastcore._clock cimport COARSE_SLACK_NS, clock_coarse_ns
+from beastcore._hash cimport hash_key, mix_hash, same_key
+
+from collections.abc import Mapping
+from os import urandom
+from types import GenericAlias
+
+from beastcore._types import CacheStats, RemovalCause
+from beastcore._validate import (
+    MAX_TTL,
+    check_callable,
+    check_count,
+    check_policy,
+    check_time,
+    check_ttl,
+    check_weight,
+    check_weight_pair,
+)
+
+cdef extern from "Python.h":
+    ctypedef int (*inquiry)(PyObject*) noexcept
+    ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
+    int PyType_IS_GC(PyTypeObject*) noexcept
+    PyTypeObject* Py_TYPE(PyObject*) noexcept
+    void PyType_Modified(PyTypeObject*) noexcept
+
+cdef extern from *:
+    """
+    static traverseproc beast_base_traverse = NULL;
+    static inquiry beast_base_clear = NULL;
+    static void beast_patch(PyTypeObject *type, traverseproc traverse, inquiry clear) {
+        beast_base_traverse = type->tp_traverse;
+        beast_base_clear = type->tp_clear;
+        type->tp_traverse = traverse;
+        type->tp_clear = clear;
+        PyType_Modified(type);
+    }
+    static int beast_visit(PyObject *o, visitproc visit, void *arg) { return visit(o, arg); }
+
+    /* `held == key`, keeping `held` alive while Python code runs. */
+    static int beast_equal(PyObject *held, PyObject *key) {
+        int same;
+        Py_INCREF(held);
+        same = PyObject_RichCompareBool(held, key, Py_EQ);
+        Py_DECREF(held);
+        return same;
+    }
+
+    /* Call a removal listener; its failure is not the caller's. */
+    static void beast_tell(PyObject *listener, PyObject *key, PyObject *value, PyObject *cause) {
+        PyObject *answer = PyObject_CallFunctionObjArgs(listener, key, value, cause, NULL);
+        if (answer == NULL) PyErr_WriteUnraisable(listener);
+        else Py_DECREF(answer);
+    }
+    """
+    traverseproc base_traverse "beast_base_traverse"
+    inquiry base_clear "beast_base_clear"
+    void patch_type "beast_patch"(PyTypeObject*, traverseproc, inquiry) noexcept
+    int call_visit "beast_visit"(PyObject*, visitproc, void*) noexcept
+    int ask_equal "beast_equal"(PyObject* held, PyObject* key) except -1
+    void tell "beast_tell"(object listener, PyObject* key, PyObject* value,
+                           object cause) noexcept
+
+cdef enum:
+    HAS_TTL = 1
+    HAS_GC = 2
+    SMALL = 4096
+    FIRST_CAPACITY = 8
+    RESTARTS = 64
+    ON_STACK = 16           # removed pairs kept without an allocation
+    EXPLICIT = 0
+    REPLACED = 1
+    EXPIRED = 2
+    SIZE = 3
+    KEYS = 0
+    VALUES = 1
+    ITEMS = 2
+
+cdef double TICKS = 64.0
+cdef double LONGEST_TTL = MAX_TTL
+cdef int64_t REBASE_TICK = 0x80000000
+cdef tuple CAUSES = (
+    RemovalCause.EXPLICIT, RemovalCause.REPLACED, RemovalCause.EXPIRED, RemovalCause.SIZE
+)
+
+
+@cython.final
+@cython.auto_pickle(False)
+@cython.trashcan(True)
+cdef class Cache:
+    """A mapping of at most `maxsize` entries that forgets the least useful ones.
+
+    maxsize     most entries held, 1 to 2**30.
+    ttl         seconds until an entry expires, unless `set` says otherwise; None (or inf) never.
+                Resolution 1/64 s; an entry never expires early, and at most 1/16 s late.
+    policy      "adaptive" (the default) or "lru". Both evict the least recently used entry.
+    max_weight  most weight held in all, with `weigher(key, value)`, which returns an entry's
+                weight as an int from 0 to 2**32 - 1. Both are given or neither.
+    timer       a function that returns seconds as a float; by default a monotonic clock.
+    on_removal  called as `on_removal(key, value, cause)`, cause a `RemovalCause`, after each
+                operation that removed entries; it may use the cache. An exception that it raises
+                goes to `sys.unraisablehook`.
+
+    `get`, `c[k]`, `get_many` and `setdefault` count a hit or a miss and make a found entry the
+    most recently used one. An expired entry is absent everywhere, but `len()` may still count it
+    until an operation meets it. All single-key operations are O(1). Iteration is over a live
+    view of the keys in no particular order and raises RuntimeError when entries come or go;
+    `keys()`, `values()` and `items()` are lists, least recently used first.
+
+    Raises TypeError or ValueError, naming the argument, for what is not allowed; and whatever
+    `__hash__`, `__eq__`, the weigher or the timer raise, before anything has changed.
+    """
+
+    # All of the construction is in __cinit__: no half-made cache can be had from __new__.
+    def __cinit__(self, maxsize, ttl=None, *, policy="adaptive", max_weight=None, weigher=None,
+                  timer=None, on_removal=None):
+        self.slots = NULL
+        self.links = NULL
+        self.index = NULL
+        cdef uint32_t most = check_count("maxsize", maxsize)
+        cdef object seconds = check_ttl(ttl)
+        cdef str name = check_policy(policy)
+        cdef object heaviest = check_weight_pair(max_weight, weigher)
+        check_callable("timer", timer)
+        check_callable("on_removal", on_removal)
+        cdef double base = 0.0 if timer is None else seconds_of(timer())
+        self.salt = int.from_bytes(urandom(8), "little")
+        self.maxsize_ = most
+        self.rebuild(most if most > SMALL else min(most, FIRST_CAPACITY))
+        self.has_default_ttl = seconds is not None
+        self.default_ttl = seconds if self.has_default_ttl else 0.0
+        self.policy_ = name
+        self.weigher = weigher
+        self.max_weight_ = heaviest if weigher is not None else 0
+        self.timer_ = timer
+        self.base_s = base
+        self.base_ns = clock_coarse_ns()
+        self.on_removal = on_removal
+
+    def __dealloc__(self):
+        self.free_memory()
+
+    # -- clock ---------------------------------------------------------------------------------
+
+    cdef uint32_t read_clock(self, double* now_s) except 0xFFFFFFFF:
+        """Set seconds since creation and return them in ticks. May call the timer."""
+        cdef double now
+        if self.timer_ is None:
+            now = <double>(clock_coarse_ns() - self.base_ns) * 1e-9 - self.base_s
+        else:
+            now = seconds_of(self.timer_()) - self.base_s
+        if not now > 0.0:
+            now = 0.0
+        if now * TICKS >= <double>REBASE_TICK:
+            self.rebase(now, &now)
+        now_s[0] = now
+        return <uint32_t>(now * TICKS)
+
+    cdef void rebase(self, double now_s, double* shifted) noexcept:
+        """Move the origin of time to now, so that ticks fit 32 bits; O(slots), once a year."""
+        cdef double whole = <double><uint64_t>now_s if now_s < 9e18 else now_s
+        cdef double ticks = whole * TICKS
+        cdef uint32_t s
+        for s in range(1, self.high + 1):
+            if self.slots[s].key != NULL and self.slots[s].flags & HAS_TTL:
+                if <double>self.slots[s].expiry > ticks:
+                    self.slots[s].expiry -= <uint32_t>ticks
+                else:
+                    self.slots[s].expiry = 0
+        self.base_s += whole
+        shifted[0] = now_s - whole
+
+    cdef int deadline(self, double now_s, double ttl, uint32_t* tick) except -1:
+        """Set the first tick at which an entry stored now with `ttl` is expired."""
+        if self.timer_ is None:
+            now_s += <double>COARSE_SLACK_NS * 1e-9
+        tick[0] = <uint32_t>ceil((now_s + ttl) * TICKS)
+        return 0
+
+    cdef int parse_ttl(self, object ttl, double* seconds) except -1:
+        """Set `seconds` and return 1, or return 0 for an entry that never expires."""
+        cdef double given
+        if ttl is ...:  # the argument was left out
+            seconds[0] = self.default_ttl
+            return self.has_default_ttl
+        if ttl is None:
+            return 0
+        if PyFloat_CheckExact(ttl):
+            given = PyFloat_AS_DOUBLE(ttl)
+            if 0.0 < given <= LONGEST_TTL:
+                seconds[0] = given
+                return 1
+        ttl = check_ttl(ttl)
+        if ttl is None:
+            return 0
+        seconds[0] = ttl
+        return 1
+
+    # -- finding -------------------------------------------------------------------------------
+
+    cdef uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF:
+        """Return the slot of `key`, expired or not, or 0. No Python code runs after the answer."""
+        cdef uint32_t place, word, s
+        cdef uint32_t tag = mixed << self.slot_bits
+        cdef uint64_t version
+        cdef PyObject* held
+        cdef int same, restarts = 0
+        place = mixed >> self.index_shift
+        while True:
+            word = self.index[place]
+            if word == 0:
+                return 0
+            if (word ^ tag) >> self.slot_bits == 0:
+                s = word & self.slot_mask
+                held = self.slots[s].key
+                if held == <PyObject*>key:
+                    return s
+                if self.slots[s].hash == mixed:
+                    same = same_key(held, <PyObject*>key)
+                    if same == 1:
+                        return s
+                    if same == 2:
+                        version = self.version
+                        same = ask_equal(held, <PyObject*>key)
+                        if self.version != version:
+                            restarts += 1
+                            if restarts > RESTARTS:
+                                raise RuntimeError("cache changed during key comparison")
+                            tag = mixed << self.slot_bits
+                            place = mixed >> self.index_shift
+                            continue
+                        if same:
+                            return s
+            place = (place + 1) & self.index_mask
+
+    cdef uint32_t find_live(self, object key, bint drop) except 0xFFFFFFFF:
+        """Return the slot of a live entry or 0; with `drop`, remove an expired one."""
+        cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
+        cdef uint32_t s = self.find(key, mixed)
+        cdef uint32_t tick
+        cdef uint64_t version
+        cdef double now_s, origin
+        if s == 0 or not self.slots[s].flags & HAS_TTL:
+            return s
+        while True:
+            version = self.version
+            origin = self.base_s
+            tick = self.read_clock(&now_s)
+            if self.version == version:
+                break
+            # The timer changed the cache: find again, and start over if comparing did so too.
+            origin = self.base_s
+            s = self.find(key, mixed)
+            if s == 0 or not self.slots[s].flags & HAS_TTL:
+                return s
+            if self.base_s == origin:
+                break
+        if tick < self.slots[s].expiry:
+            return s
+        if drop:
+            self.drop(s, EXPIRED)
+        return 0
+
+    cdef uint32_t find_at(self, object key, uint32_t mixed, bint timed, double* now_s,
+                          uint32_t* tick) except 0xFFFFFFFF:
+        """Return the slot of `key`, expired or not, or 0, and the time, read if it can matter."""
+        cdef uint32_t s
+        cdef double origin
+        while True:
+            origin = self.base_s
+            if timed or self.n_ttl:
+                tick[0] = self.read_clock(now_s)
+                origin = self.base_s
+            s = self.find(key, mixed)
+            if self.base_s == origin:  # else comparing moved the origin of time
+                return s
+
+    cdef uint32_t hit_or_miss(self, object key) except 0xFFFFFFFF:
+        """Return the slot of a live entry, promoted and counted, or 0."""
+        cdef uint32_t s = self.find_live(key, True)
+        if s == 0:
+            self.misses += 1
+            return 0
+        self.hits += 1
+        self.promote(s)
+        return s
+
+    # -- the structures: nothing below runs Python code ----------------------------------------
+
+    cdef void link_first(self, uint32_t s) noexcept:
+        cdef uint32_t first = self.links[0].next
+        self.links[s].prev = 0
+        self.links[s].next = first
+        self.links[first].prev = s
+        self.links[0].next = s
+
+    cdef void unlink(self, uint32_t s) noexcept:
+        cdef uint32_t before = self.links[s].prev
+        cdef uint32_t after = self.links[s].next
+        self.links[before].next = after
+        self.links[after].prev = before
+
+    cdef void promote(self, uint32_t s) noexcept:
+        if self.links[0].next != s:
+            self.unlink(s)
+            self.link_first(s)
+
+    cdef void index_insert(self, uint32_t s) noexcept:
+        cdef uint32_t mixed = self.slots[s].hash
+        cdef uint32_t place = mixed >> self.index_shift
+        while self.index[place] != 0:
+            place = (place + 1) & self.index_mask
+        self.index[place] = (mixed << self.slot_bits) | s
+
+    cdef void index_remove(self, uint32_t s) noexcept:
+        """Remove the word of slot `s`, shifting back what probed past it (Knuth 6.4, R)."""
+        cdef uint32_t place = self.slots[s].hash >> self.index_shift
+        cdef uint32_t hole, word, home
+        while self.index[place] & self.slot_mask != s:
+            place = (place + 1) & self.index_mask
+        hole = place
+        while True:
+            place = (place + 1) & self.index_mask
+            word = self.index[place]
+            if word == 0:
+                break
+            home = self.slots[word & self.slot_mask].hash >> self.index_shift
+            if (place - home) & self.index_mask >= (place - hole) & self.index_mask:
+                self.index[hole] = word
+                hole = place
+        self.index[hole] = 0
+
+    cdef int rebuild(self, uint32_t capacity) except -1:
+        """Move everything to arrays for `capacity` entries, in order of use; O(size)."""
+        cdef uint32_t slot_bits = 1, index_bits = 3, s, n = 0
+        while (<uint64_t>1 << slot_bits) <= capacity:
+            slot_bits += 1
+        while (<uint64_t>5 << index_bits) < <uint64_t>8 * capacity:
+            index_bits += 1
+        cdef Slot* slots = <Slot*>PyMem_Calloc(<size_t>capacity + 1, sizeof(Slot))
+        cdef Link* links = <Link*>PyMem_Calloc(<size_t>capacity + 1, sizeof(Link))
+        cdef uint32_t* index = <uint32_t*>PyMem_Calloc(<size_t>1 << index_bits, sizeof(uint32_t))
+        if slots == NULL or links == NULL or index == NULL:
+            PyMem_Free(slots)
+            PyMem_Free(links)
+            PyMem_Free(index)
+            raise MemoryError(f"a cache of {capacity} entries does not fit into memory")
+        cdef Slot* old_slots = self.slots
+        cdef Link* old_links = self.links
+        PyMem_Free(self.index)
+        self.slots = slots
+        self.links = links
+        self.index = index
+        self.capacity = capacity
+        self.slot_bits = slot_bits
+        self.slot_mask = (<uint32_t>1 << slot_bits) - 1
+        self.index_shift = 32 - index_bits
+        self.index_mask = <uint32_t>((<uint64_t>1 << index_bits) - 1)
+        self.free = 0
+        self.version += 1
+        if old_slots != NULL:
+            s = old_links[0].prev  # the least recently used first
+            while s != 0:
+                n += 1
+                slots[n] = old_slots[s]
+                self.link_first(n)
+                self.index_insert(n)
+                s = old_links[s].prev
+            PyMem_Free(old_slots)
+            PyMem_Free(old_links)
+        self.high = n
+        return 0
+
+    cdef void take(self, uint32_t s, int cause, Gone* gone) noexcept:
+        """Remove slot `s`, handing its references to `gone`."""
+        cdef Slot* slot = &self.slots[s]
+        self.index_remove(s)
+        self.unlink(s)
+        gone.key = slot.key
+        gone.value = slot.value
+        gone.cause = cause
+        if slot.flags & HAS_TTL:
+            self.n_ttl -= 1
+        if slot.flags & HAS_GC:
+            self.n_gc -= 1
+        self.weight_ -= slot.weight
+        slot.key = NULL
+        slot.value = NULL
+        self.links[s].next = self.free
+        self.free = s
+        self.size -= 1
+        self.version += 1
+        if cause == SIZE:
+            self.evictions += 1
+        elif cause == EXPIRED:
+            self.expirations += 1
+        else:
+            self.removals += 1
+
+    cdef int cause_of(self, uint32_t s, uint32_t tick) noexcept:
+        """Why slot `s` is evicted: EXPIRED if its time has passed anyway, else SIZE."""
+        if self.slots[s].flags & HAS_TTL and tick >= self.slots[s].expiry:
+            return EXPIRED
+        return SIZE
+
+    # -- removing: Python code runs in `release`, last -----------------------------------------
+
+    cdef void release(self, Gone* gone, Py_ssize_t n) noexcept:
+        """Tell the listener of removed pairs and drop their references."""
+        cdef Py_ssize_t i
+        if self.on_removal is not None:
+            listener = self.on_removal
+            for i in range(n):
+                tell(listener, gone[i].key, gone[i].value, <object>CAUSES[gone[i].cause])
+        for i in range(n):
+            Py_XDECREF(gone[i].key)
+            Py_XDECREF(gone[i].value)
+
+    cdef int drop(self, uint32_t s, int cause) except -1:
+        """Remove one entry."""
+        cdef Gone gone
+        self.take(s, cause, &gone)
+        self.release(&gone, 1)
+        return 0
+
+    cdef Py_ssize_t evict_last(self, Py_ssize_t n) except -1:
+        """Evict the `n` least recently used entries and return their number."""
+        cdef Gone on_stack[ON_STACK]
+        cdef Gone* gone = on_stack
+        cdef double now_s
+        cdef uint32_t tick = 0
+        cdef Py_ssize_t i
+        if self.n_ttl:
+            tick = self.read_clock(&now_s)
+        n = min(n, <Py_ssize_t>self.size)
+        if n > ON_STACK:
+            gone = allocate_gone(n)
+        for i in range(n):
+            self.take(self.links[0].prev, self.cause_of(self.links[0].prev, tick), &gone[i])
+        self.release(gone, n)
+        if gone != on_stack:
+            PyMem_Free(gone)
+        return n
+
+    # -- storing -------------------------------------------------------------------------------
+
+    cdef uint32_t weigh(self, object key, object value) except? 0xFFFFFFFF:
+        """Return the weight of an entry; ValueError if it can never fit."""
+        if self.weigher is None:
+            return 1
+        cdef uint64_t weight = check_weight(self.weigher(key, value))
+        if weight > self.max_weight_:
+            self.rejections += 1
+            raise ValueError(
+                f"weight of the value under {key!r} is {weight}, above max_weight "
+                f"{self.max_weight_}"
+            )
+        return <uint32_t>weight
+
+    cdef int put(self, object key, uint32_t mixed, object value, bint has_ttl, double ttl,
+                 uint32_t weight) except -1:
+        """Store an entry as the most recently used one, evicting what must leave."""
+        cdef Gone on_stack[ON_STACK]
+        cdef Gone* gone = on_stack
+        cdef Slot* slot
+        cdef double now_s = 0.0
+        cdef uint32_t tick = 0, expiry = 0, flags = 0, s, victim
+        cdef uint32_t n = 0, n_gone = 0, staying
+        cdef uint64_t total
+        s = self.find_at(key, mixed, has_ttl, &now_s, &tick)
+        # From here to `release` no Python code runs.
+        cdef bint replaces = s != 0 and self.cause_of(s, tick) == SIZE
+        if has_ttl:
+            self.deadline(now_s, ttl, &expiry)
+            flags = HAS_TTL
+        if is_gc(<PyObject*>value) or is_gc(self.slots[s].key if replaces else <PyObject*>key):
+            flags |= HAS_GC
+        staying = self.size - (1 if s != 0 else 0)
+        total = self.weight_ - (self.slots[s].weight if s != 0 else 0)
+        victim = self.links[0].prev
+        while staying >= self.maxsize_ or (
+            self.weigher is not None and total + weight > self.max_weight_
+        ):
+            if victim != s:
+                staying -= 1
+                total -= self.slots[victim].weight
+                n += 1
+            victim = self.links[victim].prev
+        if n + 1 > ON_STACK:
+            gone = allocate_gone(n + 1)
+        if s == 0 and n == 0 and self.free == 0 and self.high == self.capacity:
+            try:
+                self.rebuild(min(self.maxsize_, 2 * self.capacity))
+            except BaseException:
+                if gone != on_stack:
+                    PyMem_Free(gone)
+                raise
+        if s != 0 and not replaces:
+            self.take(s, EXPIRED, &gone[n_gone])
+            n_gone += 1
+        elif replaces:
+            self.promote(s)
+            slot = &self.slots[s]
+            gone[0].key = slot.key  # the key that was stored first stays, as in dict
+            Py_INCREF(<object>slot.key)
+            gone[0].value = slot.value
+            gone[0].cause = REPLACED
+            n_gone = 1
+            self.weight_ -= slot.weight
+            self.n_ttl -= slot.flags & HAS_TTL
+            self.n_gc -= (slot.flags & HAS_GC) // HAS_GC
+        while n > 0:
+            victim = self.links[0].prev
+            self.take(victim, self.cause_of(victim, tick), &gone[n_gone])
+            n_gone += 1
+            n -= 1
+        if not replaces:
+            if self.free != 0:
+                s = self.free
+                self.free = self.links[s].next
+            else:
+                self.high += 1
+                s = self.high
+            slot = &self.slots[s]
+            slot.key = <PyObject*>key
+            Py_INCREF(key)
+            slot.hash = mixed
+            self.link_first(s)
+            self.index_insert(s)
+            self.size += 1
+            self.version += 1
+        slot.value = <PyObject*>value
+        Py_INCREF(value)
+        slot.expiry = expiry
+        slot.flags = flags
+        slot.weight = weight
+        self.weight_ += weight
+        self.n_ttl += flags & HAS_TTL
+        self.n_gc += (flags & HAS_GC) // HAS_GC
+        self.sets += 1
+        self.release(gone, n_gone)
+        if gone != on_stack:
+            PyMem_Free(gone)
+        return 0
+
+    # -- C doors -------------------------------------------------------------------------------
+
+    cdef object lookup(self, object key, object default):
+        """`get` for other modules of the engine."""
+        cdef uint32_t s = self.hit_or_miss(key)
+        return default if s == 0 else <object>self.slots[s].value
+
+    cdef int store(self, object key, object value) except -1:
+        """`set` with the cache's time to live for other modules of the engine."""
+        cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
+        return self.put(key, mixed, value, self.has_default_ttl, self.default_ttl,
+                        self.weigh(key, value))
+
+    # -- mapping -------------------------------------------------------------------------------
+
+    def __getitem__(self, key):
+        cdef uint32_t s = self.hit_or_miss(key)
+        if s == 0:
+            raise KeyError(key)
+        return <object>self.slots[s].value
+
+    def __setitem__(self, key, value):
+        cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
+        self.put(key, mixed, value, self.has_default_ttl, self.default_ttl,
+                 self.weigh(key, value))
+
+    def __delitem__(self, key):
+        cdef uint32_t s = self.find_live(key, True)
+        if s == 0:
+            raise KeyError(key)
+        self.drop(s, EXPLICIT)
+
+    def __contains__(self, key):
+        return self.find_live(key, False) != 0
+
+    def __len__(self):
+        return self.size
+
+    def __iter__(self):
+        return _CacheIterator(self)
+
+    def __eq__(self, other):
+        if self is other:
+            return True
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return dict(self.items()) == dict(other.items())
+
+    def __repr__(self):
+        weights = ""
+        if self.weigher is not None:
+            weights = f", max_weight={self.max_weight_}, weight={self.weight_}"
+        return (f"Cache(maxsize={self.maxsize_}, ttl={self.ttl!r}, policy={self.policy_!r}"
+                f"{weights}, currsize={self.size})")
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle 'Cache' object")
+
+    __class_getitem__ = classmethod(GenericAlias)
+
+    # -- single keys ---------------------------------------------------------------------------
+
+    def get(self, key, default=None, /):
+        """Return the value of `key`, or `default`; counts, and makes the entry the newest."""
+        cdef uint32_t s = self.hit_or_miss(key)
+        if s == 0:
+            return default
+        return <object>self.slots[s].value
+
+    def peek(self, key, default=None, /):
+        """Return the value of `key`, or `default`, without counting or changing anything."""
+        cdef uint32_t s = self.find_live(key, False)
+        if s == 0:
+            return default
+        return <object>self.slots[s].value
+
+    def set(self, key, value, ttl=..., /):
+        """Store `value` under `key` for `ttl` seconds (None: for ever; default: the cache's).
+
+        Replaces what was there, its time to live included. Raises ValueError, leaving the old
+        entry, when the value is heavier than `max_weight`.
+        """
+        cdef double seconds = 0.0
+        cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
+        cdef bint has_ttl = self.parse_ttl(ttl, &seconds)
+        self.put(key, mixed, value, has_ttl, seconds, self.weigh(key, value))
+
+    def setdefault(self, key, default=None, /):
+        """Return the value of `key`; store and return `default` if it is absent."""
+        cdef uint32_t s = self.hit_or_miss(key)
+        if s != 0:
+            return <object>self.slots[s].value
+        self.store(key, default)
+        return default
+
+    def pop(self, key, /, *default):
+        """Remove `key` and return its value; `default` if it is absent, or KeyError.
+
+        Counts neither a hit nor a miss.
+        """
+        if len(default) > 1:
+            raise TypeError(f"pop expected at most 2 arguments, got {1 + len(default)}")
+        cdef uint32_t s = self.find_live(key, True)
+        if s == 0:
+            if default:
+                return default[0]
+            raise KeyError(key)
+        value = <object>self.slots[s].value
+        self.drop(s, EXPLICIT)
+        return value
+
+    def popitem(self):
+        """Remove the least recently used live entry and return (key, value); KeyError if none."""
+        cdef uint32_t s, tick = 0
+        cdef double now_s
+        while self.size != 0:
+            if self.n_ttl:
+                tick = self.read_clock(&now_s)
+            s = self.links[0].prev
+            if s == 0:  # the timer emptied the cache
+                break
+            if self.cause_of(s, tick) == EXPIRED:
+                self.drop(s, EXPIRED)
+                continue
+            key = <object>self.slots[s].key
+            value = <object>self.slots[s].value
+            self.drop(s, EXPLICIT)
+            return key, value
+        raise KeyError("popitem(): cache is empty")
+
+    def expires_in(self, key, /):
+        """Return the seconds until `key` expires, None if it never does; KeyError if absent."""
+        cdef uint32_t s = self.find_live(key, False)
+        cdef double now_s
+        if s == 0:
+            raise KeyError(key)
+        if not self.slots[s].flags & HAS_TTL:
+            return None
+        cdef double due = <double>self.slots[s].expiry
+        cdef double origin = self.base_s
+        self.read_clock(&now_s)
+        if self.timer_ is None:
+            now_s += <double>COARSE_SLACK_NS * 1e-9
+        return max(0.0, due / TICKS - now_s - (self.base_s - origin))
+
+    def touch(self, key, ttl=..., /):
+        """Give a live entry a new time to live; False if it is absent.
+
+        Neither counts nor makes the entry the newest.
+        """
+        cdef double now_s, seconds = 0.0
+        cdef bint has_ttl = self.parse_ttl(ttl, &seconds)
+        cdef uint32_t expiry = 0, mixed, tick = 0, s
+        mixed = mix_hash(hash_key(key), self.salt)
+        s = self.find_at(key, mixed, has_ttl, &now_s, &tick)
+        if s == 0:
+            return False
+        if has_ttl:
+            self.deadline(now_s, seconds, &expiry)
+        if self.cause_of(s, tick) == EXPIRED:
+            self.drop(s, EXPIRED)
+            return False
+        self.n_ttl += has_ttl - (self.slots[s].flags & HAS_TTL)
+        self.slots[s].flags = (self.slots[s].flags & HAS_GC) | has_ttl
+        self.slots[s].expiry = expiry
+        return True
+
+    # -- many keys -----------------------------------------------------------------------------
+
+    def get_many(self, keys, default=None, /):
+        """Return the values of `keys` as a list aligned with them, `default` for absent ones.
+
+        Counts and promotes like `get`; O(number of keys).
+        """
+        cdef list wanted = list(keys)
+        cdef list found = []
+        cdef uint32_t s, tick = 0
+        cdef double now_s, origin
+        cdef bint known = self.n_ttl != 0
+        for key in wanted:
+            hash_key(key)  # an unhashable key is refused before anything is counted
+        if known:
+            tick = self.read_clock(&now_s)
+        origin = self.base_s
+        for key in wanted:
+            s = self.find(key, mix_hash(hash_key(key), self.salt))
+            if s != 0 and self.slots[s].flags & HAS_TTL:
+                if not known or self.base_s != origin:
+                    # A comparison brought the first time to live or moved the origin of time.
+                    s = self.find_live(key, True)
+                elif tick >= self.slots[s].expiry:
+                    self.drop(s, EXPIRED)
+                    s = 0
+            if s == 0:
+                self.misses += 1
+                found.append(default)
+            else:
+                self.hits += 1
+                self.promote(s)
+                found.append(<object>self.slots[s].value)
+        return found
+
+    def set_many(self, items, ttl=..., /):
+        """Store the pairs of a mapping or of an iterable of (key, value), in order.
+
+        Everything is checked first: a bad pair, key, weight or time to live leaves the cache as
+        it was.
+        """
+        cdef double seconds = 0.0
+        cdef bint has_ttl = self.parse_ttl(ttl, &seconds)
+        cdef list pairs = pairs_of(items)
+        cdef Py_ssize_t i, n = len(pairs)
+        cdef uint32_t* weights = <uint32_t*>PyMem_Malloc(max(n, 1) * sizeof(uint32_t))
+        if weights == NULL:
+            raise MemoryError("set_many: no memory for the weights")
+        try:
+            for i in range(n):
+                key, value = <tuple>pairs[i]
+                hash_key(key)
+                weights[i] = self.weigh(key, value)
+            for i in range(n):
+                key, value = <tuple>pairs[i]
+                self.put(key, mix_hash(hash_key(key), self.salt), value, has_ttl, seconds,
+                         weights[i])
+        finally:
+            PyMem_Free(weights)
+
+    def delete_many(self, keys, /):
+        """Remove `keys` and return how many of them were there."""
+        cdef list wanted = list(keys)
+        cdef Py_ssize_t removed = 0
+        cdef uint32_t s
+        for key in wanted:
+            hash_key(key)
+        for key in wanted:
+            s = self.find_live(key, True)
+            if s != 0:
+                self.drop(s, EXPLICIT)
+                removed += 1
+        return removed
+
+    # -- the whole -----------------------------------------------------------------------------
+
+    def expire(self, limit=None, /):
+        """Remove expired entries, at most `limit`, and return how many; O(entries)."""
+        cdef uint64_t most, version, removed = 0
+        cdef Gone gone[ON_STACK]
+        cdef uint32_t n, s, before, tick
+        cdef double now_s
+        most = self.size if limit is None else min(
+            check_count("limit", limit, minimum=0, maximum=None), self.size
+        )
+        if not self.n_ttl:
+            return 0
+        tick = self.read_clock(&now_s)
+        s = self.links[0].prev
+        while True:
+            n = 0
+            while s != 0 and n < ON_STACK and removed + n < most:
+                before = self.links[s].prev
+                if self.cause_of(s, tick) == EXPIRED:
+                    self.take(s, EXPIRED, &gone[n])
+                    n += 1
+                s = before
+            if n == 0:
+                return removed
+            version = self.version
+            self.release(gone, n)
+            removed += n
+            if self.version != version:  # a listener or destructor changed the cache
+                tick = self.read_clock(&now_s)
+                s = self.links[0].prev
+
+    def evict(self, n, /):
+        """Evict the `n` least recently used entries and return how many there were."""
+        return self.evict_last(
+            min(check_count("n", n, minimum=0, maximum=None), <Py_ssize_t>self.size)
+        )
+
+    def resize(self, maxsize, /):
+        """Change the most entries that may be held; return how many were evicted. O(entries)."""
+        cdef uint32_t most = check_count("maxsize", maxsize)
+        cdef double now_s
+        cdef Gone on_stack[ON_STACK]
+        cdef Gone* gone = on_stack
+        cdef uint32_t tick = 0, n, i
+        if self.n_ttl:
+            tick = self.read_clock(&now_s)
+        n = self.size - min(self.size, most)
+        if n > ON_STACK:
+            gone = allocate_gone(n)
+        if most > SMALL and most > self.capacity:
+            self.rebuild(most)  # n is 0 here; without memory nothing has changed
+        for i in range(n):
+            self.take(self.links[0].prev, self.cause_of(self.links[0].prev, tick), &gone[i])
+        self.maxsize_ = most
+        if most < self.capacity:
+            try:
+                self.rebuild(most if most > SMALL else max(self.size, min(most, FIRST_CAPACITY)))
+            except MemoryError:
+                pass  # the larger arrays serve as well
+        self.release(gone, n)
+        if gone != on_stack:
+            PyMem_Free(gone)
+        return n
+
+    def clear(self):
+        """Remove every entry, cause EXPLICIT; counters stay. O(entries)."""
+        cdef uint32_t n = self.size, i = 0, s
+        cdef Gone* gone
+        if n == 0:
+            return
+        gone = allocate_gone(n)
+        s = self.links[0].prev
+        while s != 0:
+            gone[i].key = self.slots[s].key
+            gone[i].value = self.slots[s].value
+            gone[i].cause = EXPLICIT
+            i += 1
+            s = self.links[s].prev
+        self.forget()
+        self.removals += n
+        self.release(gone, n)
+        PyMem_Free(gone)
+
+    def keys(self):
+        """Return the live keys, least recently used first, as a list."""
+        return self.snapshot(KEYS)
+
+    def values(self):
+        """Return the live values, least recently used first, as a list."""
+        return self.snapshot(VALUES)
+
+    def items(self):
+        """Return the live (key, value) pairs, least recently used first, as a list."""
+        return self.snapshot(ITEMS)
+
+    def stats(self):
+        """Return a `CacheStats`."""
+        arrays = (<uint64_t>self.capacity + 1) * (sizeof(Slot) + sizeof(Link))
+        arrays += (<uint64_t>self.index_mask + 1) * sizeof(uint32_t)
+        weighs = self.weigher is not None
+        return CacheStats(
+            self.hits, self.misses, self.sets, self.evictions, self.expirations, self.removals,
+            self.rejections, self.size, self.maxsize_, self.weight_,
+            self.max_weight_ if weighs else None, arrays + type(self).__basicsize__,
+        )
+
+    def reset_stats(self):
+        """Set the counters to zero."""
+        self.hits = self.misses = self.sets = 0
+        self.evictions = self.expirations = self.removals = self.rejections = 0
+
+    @property
+    def maxsize(self):
+        """Most entries that may be held."""
+        return self.maxsize_
+
+    @property
+    def ttl(self):
+        """Seconds that entries live unless `set` says otherwise; None: for ever."""
+        return self.default_ttl if self.has_default_ttl else None
+
+    @property
+    def policy(self):
+        """Name of the eviction policy."""
+        return self.policy_
+
+    @property
+    def max_weight(self):
+        """Most weight that may be held in all; None without a weigher."""
+        return None if self.weigher is None else self.max_weight_
+
+    @property
+    def weight(self):
+        """Sum of the entries' weights; their number without a weigher."""
+        return self.weight_
+
+    @property
+    def timer(self):
+        """The timer given, None for the built-in monotonic clock."""
+        return self.timer_
+
+    cdef list snapshot(self, int what):
+        """List what is live, least recently used first. Starts again if the collector, run by an
+        allocation, runs a destructor that changes the cache."""
+        cdef list result = []
+        cdef uint32_t s, tick = 0
+        cdef double now_s
+        cdef uint64_t version
+        for _ in range(RESTARTS):
+            result.clear()
+            if self.n_ttl:
+                tick = self.read_clock(&now_s)
+            version = self.version
+            s = self.links[0].prev
+            while s != 0:
+                if self.cause_of(s, tick) != EXPIRED:
+                    if what == KEYS:
+                        result.append(<object>self.slots[s].key)
+                    elif what == VALUES:
+                        result.append(<object>self.slots[s].value)
+                    else:
+                        result.append((<object>self.slots[s].key, <object>self.slots[s].value))
+                    if self.version != version:
+                        break
+                s = self.links[s].prev
+            if self.version == version:
+                return result
+        raise RuntimeError("cache kept changing while it was listed")
+
+    def _check(self):
+        """Raise AssertionError if an invariant, named by its number, does not hold. O(slots)."""
+        cdef uint32_t s, used = 0, freed = 0, seen = 0, before = 0, place, word, n_ttl = 0, n_gc = 0
+        cdef uint64_t weight = 0, words = 0
+        cdef Slot* slot
+        for s in range(1, self.high + 1):
+            slot = &self.slots[s]
+            assert (slot.key == NULL) == (slot.value == NULL), f"6: slot {s} is half used"
+            if slot.key == NULL:
+                continue
+            used += 1
+            weight += slot.weight
+            n_ttl += 1 if slot.flags & HAS_TTL else 0
+            n_gc += 1 if slot.flags & HAS_GC else 0
+            if self.weigher is None:
+                assert slot.weight == 1, f"4: slot {s} weighs {slot.weight}"
+            gc = is_gc(slot.key) or is_gc(slot.value)
+            assert gc == bool(slot.flags & HAS_GC), f"5: slot {s} has a wrong HAS_GC"
+            place = slot.hash >> self.index_shift
+            while self.index[place] & self.slot_mask != s:
+                assert self.index[place] != 0, f"3: slot {s} cannot be found"
+                place = (place + 1) & self.index_mask
+            assert self.index[place] == (slot.hash << self.slot_bits) | s, f"3: tag of slot {s}"
+        for place in range(self.index_mask):
+            words += self.index[place] != 0
+        words += self.index[self.index_mask] != 0
+        assert words == used, f"3: the index holds {words} words for {used} slots"
+        s = self.free
+        while s != 0:
+            assert self.slots[s].key == NULL, f"1: free slot {s} is used"
+            freed += 1
+            assert freed <= self.high, "1: the free chain is circular"
+            s = self.links[s].next
+        assert used + freed == self.high <= self.capacity, "1: slots are lost"
+        assert used == self.size <= self.maxsize_, f"1: size {self.size}, used {used}"
+        s = self.links[0].next
+        while s != 0:
+            assert self.slots[s].key != NULL, f"2: free slot {s} is on the list"
+            assert self.links[s].prev == before, f"2: the link back from slot {s} is wrong"
+            seen += 1
+            assert seen <= used, "2: the list is too long"
+            before = s
+            s = self.links[s].next
+        assert self.links[0].prev == before and seen == used, "2: the list is not closed"
+        assert weight == self.weight_, f"4: weight {self.weight_}, sum {weight}"
+        if self.weigher is not None:
+            assert self.weight_ <= self.max_weight_, "4: too heavy"
+        assert n_ttl == self.n_ttl, f"5: n_ttl {self.n_ttl}, counted {n_ttl}"
+        assert n_gc == self.n_gc, f"5: n_gc {self.n_gc}, counted {n_gc}"
+
+    cdef void forget(self) noexcept:
+        """Become empty without releasing anything; the caller holds the references."""
+        memset(self.slots, 0, (<size_t>self.high + 1) * sizeof(Slot))
+        memset(self.index, 0, (<size_t>self.index_mask + 1) * sizeof(uint32_t))
+        self.links[0].prev = self.links[0].next = 0
+        self.size = self.high = self.free = self.n_ttl = self.n_gc = 0
+        self.weight_ = 0
+        self.version += 1
+
+    cdef int free_memory(self) except -1:
+        """Release everything for good, without telling the listener."""
+        cdef Slot* slots = self.slots
+        cdef uint32_t high = self.high, s
+        PyMem_Free(self.links)
+        PyMem_Free(self.index)
+        self.slots = NULL
+        self.links = NULL
+        self.index = NULL
+        self.size = self.high = 0
+        if slots != NULL:
+            for s in range(1, high + 1):
+                Py_XDECREF(slots[s].key)
+                Py_XDECREF(slots[s].value)
+            PyMem_Free(slots)
+        return 0
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class _CacheIterator:
+    """Walks the keys of a cache slot by slot; holds the cache."""
+
+    cdef Cache cache
+    cdef uint32_t s
+    cdef uint64_t version
+
+    def __cinit__(self, Cache cache not None):
+        self.cache = cache
+        self.s = 0
+        self.version = cache.version
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef Cache cache = self.cache
+        cdef uint32_t tick = 0
+        cdef double now_s
+        if cache is None:
+            raise StopIteration
+        if cache.n_ttl:
+            tick = cache.read_clock(&now_s)
+        if cache.version != self.version:
+            raise RuntimeError("cache changed size during iteration")
+        while self.s < cache.high:
+            self.s += 1
+            if cache.slots[self.s].key != NULL and cache.cause_of(self.s, tick) == SIZE:
+                return <object>cache.slots[self.s].key
+        self.cache = None
+        raise StopIteration
+
+
+cdef inline bint is_gc(PyObject* thing) noexcept:
+    return PyType_IS_GC(Py_TYPE(thing))
+
+
+cdef double seconds_of(object now) except? -1.0:
+    """Return what a timer answered as a finite float."""
+    if PyFloat_CheckExact(now) and -1e300 < PyFloat_AS_DOUBLE(now) < 1e300:
+        return PyFloat_AS_DOUBLE(now)
+    return check_time(now)
+
+
+cdef list pairs_of(object items):
+    """Return the (key, value) tuples of a mapping or of an iterable of pairs."""
+    cdef list pairs = []
+    cdef Py_ssize_t i
+    if hasattr(items, "items"):
+        items = items.items()
+    for i, item in enumerate(items):
+        try:
+            key, value = item
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"set_many item {i} must be a (key, value) pair, got {item!r}"
+            ) from None
+        pairs.append((key, value))
+    return pairs
+
+
+cdef Gone* allocate_gone(Py_ssize_t n) except NULL:
+    cdef Gone* gone = <Gone*>PyMem_Malloc(<size_t>n * sizeof(Gone))
+    if gone == NULL:
+        raise MemoryError(f"no memory to remove {n} entries")
+    return gone
+
+
+cdef int arena_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
+    """tp_traverse: what Cython generates, then the arena. Must not touch reference counts."""
+    cdef uint32_t s
+    cdef int answer = base_traverse(self, visit, arg)
+    if answer or not (<Cache>self).n_gc:
+        return answer
+    for s in range(1, (<Cache>self).high + 1):
+        if (<Cache>self).slots[s].flags & HAS_GC and (<Cache>self).slots[s].key != NULL:
+            answer = call_visit((<Cache>self).slots[s].key, visit, arg)
+            if answer:
+                return answer
+            answer = call_visit((<Cache>self).slots[s].value, visit, arg)
+            if answer:
+                return answer
+    return 0
+
+
+cdef int arena_clear(PyObject* self) noexcept:
+    """tp_clear: break cycles by emptying the cache; the listener is not told."""
+    cdef Cache cache = <Cache>self
+    cdef Slot* slots
+    cdef uint32_t s, high
+    base_clear(self)
+    if cache.slots == NULL or cache.size == 0:
+        return 0
+    # The arena's references move to a copy, so that destructors find an empty cache.
+    high = cache.high
+    slots = <Slot*>PyMem_Calloc(<size_t>high + 1, sizeof(Slot))
+    if slots == NULL:
+        return 0  # the collector will try again
+    for s in range(1, high + 1):
+        slots[s].key = cache.slots[s].key
+        slots[s].value = cache.slots[s].value
+    cache.forget()
+    for s in range(1, high + 1):
+        Py_XDECREF(slots[s].key)
+        Py_XDECREF(slots[s].value)
+    PyMem_Free(slots)
+    return 0
+
+
+patch_type(<PyTypeObject*>Cache, arena_traverse, arena_clear)
+Mapping.register(Cache)

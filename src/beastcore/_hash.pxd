@@ -1,0 +1,66 @@
+"""Hashing and comparing of keys without calling Python where that is possible, inline."""
+
+from cpython.object cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef extern from *:
+    """
+    #include <string.h>
+    #if defined(_MSC_VER)
+      #include <intrin.h>
+    #endif
+
+    /* The 64-bit halves of a 128-bit product, folded (the mixing step of wyhash): every bit of
+       the salted hash reaches every bit of the result, so neither keys that share low bits nor
+       keys in a stride cluster. Without a wide multiply, the finalizer of MurmurHash3 serves. */
+    static inline uint32_t beast_mix(Py_hash_t hash, uint64_t salt) {
+        uint64_t a = (uint64_t)hash ^ salt, b = salt | 0x9E3779B97F4A7C15ULL;
+    #if defined(__SIZEOF_INT128__)
+        unsigned __int128 wide = (unsigned __int128)a * b;
+        uint64_t mixed = (uint64_t)wide ^ (uint64_t)(wide >> 64);
+    #elif defined(_MSC_VER) && (defined(_M_X64) || defined(_M_ARM64))
+        uint64_t mixed = (a * b) ^ __umulh(a, b);
+    #else
+        uint64_t mixed = a;
+        mixed ^= mixed >> 33; mixed *= 0xFF51AFD7ED558CCDULL;
+        mixed ^= mixed >> 33; mixed *= 0xC4CEB9FE1A85EC53ULL;
+        mixed ^= mixed >> 33;
+    #endif
+        return (uint32_t)(mixed >> 32);
+    }
+
+    /* The hash that a str has cached, or PyObject_Hash. */
+    static inline Py_hash_t beast_hash(PyObject *key) {
+        if (PyUnicode_CheckExact(key)) {
+            Py_hash_t known = ((PyASCIIObject *)key)->hash;
+            if (known != -1) return known;
+        }
+        return PyObject_Hash(key);
+    }
+
+    /* 1 equal, 0 different, 2 unknown: ask Python. Never runs Python code, never fails. */
+    static inline int beast_same(PyObject *a, PyObject *b) {
+        PyTypeObject *type = Py_TYPE(a);
+        if (type != Py_TYPE(b)) return 2;
+        if (type == &PyUnicode_Type) {
+            Py_ssize_t n = PyUnicode_GET_LENGTH(a);
+            int kind;
+    #if PY_VERSION_HEX < 0x030C0000
+            if (!PyUnicode_IS_READY(a) || !PyUnicode_IS_READY(b)) return 2;
+    #endif
+            if (n != PyUnicode_GET_LENGTH(b)) return 0;
+            kind = (int)PyUnicode_KIND(a);
+            if (kind != (int)PyUnicode_KIND(b)) return 0;
+            return memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b), (size_t)n * (size_t)kind) == 0;
+        }
+        if (type == &PyBytes_Type) {
+            Py_ssize_t n = PyBytes_GET_SIZE(a);
+            return n == PyBytes_GET_SIZE(b)
+                && memcmp(PyBytes_AS_STRING(a), PyBytes_AS_STRING(b), (size_t)n) == 0;
+        }
+        return 2;
+    }
+    """
+    uint32_t mix_hash "beast_mix"(Py_hash_t value, uint64_t salt) noexcept nogil
+    Py_hash_t hash_key "beast_hash"(object key) except -1
+    int same_key "beast_same"(PyObject* a, PyObject* b) noexcept nogil
