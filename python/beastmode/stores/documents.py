@@ -18,6 +18,7 @@ from beastmode.errors import DocumentMissing, RequestError
 
 __all__ = [
     "DELETE_FIELD",
+    "MAX_DEPTH",
     "Delete",
     "Document",
     "Merge",
@@ -33,6 +34,11 @@ __all__ = [
     "freeze",
     "thaw",
 ]
+
+MAX_DEPTH: Final = 100
+"""How deep maps and lists may nest in a document."""
+
+_SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def _read_only(self: object, *_args: object, **_kwargs: object) -> NoReturn:
@@ -241,18 +247,22 @@ def collection_of(path: str) -> str:
 def _check_data(data: object, what: str) -> None:
     if not isinstance(data, Mapping):
         raise RequestError(f"{what} takes a mapping of fields, got {data!r}")
-    _check_keys(data, what)
+    _check_keys(data, what, 1)
 
 
-def _check_keys(value: object, what: str) -> None:
+def _check_keys(value: object, what: str, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise RequestError(f"{what} takes maps and lists that nest at most {MAX_DEPTH} deep")
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str) or not key:
                 raise RequestError(f"{what} takes field names that are non-empty str, got {key!r}")
-            _check_keys(item, what)
+            if type(item) not in _SCALARS:
+                _check_keys(item, what, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _check_keys(item, what)
+            if type(item) not in _SCALARS:
+                _check_keys(item, what, depth + 1)
 
 
 def _merge_into(target: dict[str, Any], fields: Mapping[str, Any]) -> None:
