@@ -189,7 +189,7 @@ def death_callback(memo: Any) -> Callable[[InstanceRef], None]:
         """Tell the function, if it still exists, that the instance is gone."""
         target = memo_ref()
         if target is not None:
-            target._retire(ref)
+            target._retire(ref)  # noqa: SLF001  (private to the engine)
 
     return drop
 

@@ -16,8 +16,8 @@ cancelling a caller cancels nobody else; every caller waits on a future of its o
 4. A run that has ended refers to nothing: a task that it started and that lives on does not keep
    the results alive through its context.
 
-Thread rule: a `Flight` is touched only by the thread of its loop; the outer dict of `Flights` by
-any, in single dict operations.
+Thread rule: the waiters of a `Flight` are touched only by the thread of its loop; `waits` and the
+outer dict of `Flights` by any thread, in single list and dict operations.
 """
 
 from __future__ import annotations
@@ -36,42 +36,42 @@ _current: ContextVar[Flight | None] = ContextVar("beastcore_cached_run", default
 class Flight:
     """One run of a coroutine function for one key on one loop."""
 
-    __slots__ = ("_flights", "_key", "_loop", "_name", "_task", "_waiters", "_waits", "running")
+    __slots__ = ("flights", "key", "loop", "name", "running", "task", "waiters", "waits")
 
     def __init__(
         self, flights: Flights, loop: asyncio.AbstractEventLoop, key: Hashable, name: str
     ) -> None:
-        self._flights: Flights | None = flights
-        self._loop = loop
-        self._key = key
-        self._name = name
-        self._task: asyncio.Task[Any] | None = None
-        self._waiters: list[asyncio.Future[Any]] = []
-        self._waits: list[Flight] = []
+        self.flights: Flights | None = flights
+        self.loop = loop
+        self.key = key
+        self.name = name
+        self.task: asyncio.Task[Any] | None = None
+        self.waiters: list[asyncio.Future[Any]] = []
+        self.waits: list[Flight] = []
         self.running = True
 
-    async def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+    async def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Await `work` with this flight as the current one; forget the flight as it ends."""
         _current.set(self)
         try:
             return await work
         finally:
-            self._land()
+            self.land()
 
-    def _land(self) -> None:
+    def land(self) -> None:
         """Make the run unfindable and drop what it refers to. Idempotent."""
-        flights, self._flights = self._flights, None
+        flights, self.flights = self.flights, None
         self.running = False
-        self._waits.clear()
+        self.waits.clear()
         if flights is not None:
-            flights.discard(self._loop, self._key, self)
+            flights.discard(self.loop, self.key, self)
 
-    def _wake(self, task: asyncio.Task[Any]) -> None:
+    def wake(self, task: asyncio.Task[Any]) -> None:
         """Hand the outcome of the ended task to every waiter."""
-        self._land()  # a task cancelled before its first step never entered _run
-        self._task = None
-        waiters = [waiter for waiter in self._waiters if not waiter.done()]
-        self._waiters.clear()
+        self.land()  # a task cancelled before its first step never entered run()
+        self.task = None
+        waiters = [waiter for waiter in self.waiters if not waiter.done()]
+        self.waiters.clear()
         if task.cancelled():
             for waiter in waiters:
                 waiter.cancel()
@@ -85,15 +85,15 @@ class Flight:
             for waiter in waiters:
                 waiter.set_exception(error)
         else:
-            self._loop.call_exception_handler(
+            self.loop.call_exception_handler(
                 {
-                    "message": f"run of {self._name} failed after all its callers were cancelled",
+                    "message": f"run of {self.name} failed after all its callers were cancelled",
                     "exception": error,
                     "task": task,
                 }
             )
 
-    def _reaches(self, target: Flight) -> bool:
+    def reaches(self, target: Flight) -> bool:
         """Whether this run is `target` or waits for it, directly or through others. O(waits)."""
         seen: set[Flight] = set()
         stack = [self]
@@ -103,7 +103,7 @@ class Flight:
                 return True
             if flight not in seen:
                 seen.add(flight)
-                stack.extend(flight._waits)
+                stack.extend(flight.waits)
         return False
 
     async def wait(self) -> Any:
@@ -112,36 +112,36 @@ class Flight:
         if current is not None and not current.running:
             current = None
         if current is not None:
-            if self._reaches(current):
+            if self.reaches(current):
                 raise RuntimeError(
-                    f"recursive call of {self._name}: its result for these arguments is being "
+                    f"recursive call of {self.name}: its result for these arguments is being "
                     "computed by a run that waits for this call"
                 )
-            current._waits.append(self)
-        future = self._loop.create_future()
-        self._waiters.append(future)
+            current.waits.append(self)
+        future = self.loop.create_future()
+        self.waiters.append(future)
         try:
             return await future
         finally:
             if current is not None and current.running:
-                current._waits.remove(self)
+                current.waits.remove(self)
 
 
 class Flights:
     """The runs under way for one result store: loop -> key -> `Flight`."""
 
-    __slots__ = ("__weakref__", "_loops")
+    __slots__ = ("__weakref__", "loops")
 
     def __init__(self) -> None:
-        self._loops: dict[asyncio.AbstractEventLoop, dict[Hashable, Flight]] = {}
+        self.loops: dict[asyncio.AbstractEventLoop, dict[Hashable, Flight]] = {}
 
     def __len__(self) -> int:
         """Return the number of runs under way, on all loops."""
-        return sum(len(flights) for flights in list(self._loops.values()))
+        return sum(len(flights) for flights in list(self.loops.values()))
 
     def find(self, loop: asyncio.AbstractEventLoop, key: Hashable) -> Flight | None:
         """Return the run for `key` that is under way on `loop`. O(1)."""
-        flights = self._loops.get(loop)
+        flights = self.loops.get(loop)
         return None if flights is None else flights.get(key)
 
     def start(
@@ -152,33 +152,33 @@ class Flights:
         name: str,
     ) -> Flight:
         """Start `work` as the run for `key` on `loop`, which must be the running one."""
-        flights = self._loops.get(loop)
+        flights = self.loops.get(loop)
         if flights is None:
-            for other in list(self._loops):
+            for other in list(self.loops):
                 if other.is_closed():
-                    self._loops.pop(other, None)
-            flights = self._loops[loop] = {}
+                    self.loops.pop(other, None)
+            flights = self.loops[loop] = {}
         flight = flights[key] = Flight(self, loop, key, name)
-        run = flight._run(work)
+        run = flight.run(work)
         try:
             task = loop.create_task(run)
         except BaseException:
             run.close()
             work.close()
-            flight._land()
+            flight.land()
             raise
-        flight._task = task
-        task.add_done_callback(flight._wake)
+        flight.task = task
+        task.add_done_callback(flight.wake)
         return flight
 
     def discard(self, loop: asyncio.AbstractEventLoop, key: Hashable, flight: Flight) -> None:
         """Forget `flight` if it is still the run for `key`."""
-        flights = self._loops.get(loop)
+        flights = self.loops.get(loop)
         if flights is not None and flights.get(key) is flight:
             del flights[key]
             if not flights:
-                del self._loops[loop]
+                del self.loops[loop]
 
     def forget(self) -> None:
         """Let no later call join a run that is under way; present waiters get its result."""
-        self._loops.clear()
+        self.loops.clear()

@@ -1,8 +1,27 @@
-"""`cached`: a memoizer of functions, methods and coroutine functions over `Cache`. The twin."""
+"""`cached`: a memoizer of functions, methods and coroutine functions over `Cache`. The twin.
+
+Structure
+    A `CachedFunction` holds one `_Results` for its plain calls and, for method calls, one for
+    each living instance, under the instance's `id`. A `_Results` holds a `Cache` and the counters.
+    Nothing is made before the first call that needs it.
+
+Invariants, verified by `_check()`
+    1. `_instances[i]` refers weakly to an object of identity i, or to a dead one whose callback
+       is still to come; nothing else of a `CachedFunction` refers to an instance.
+    2. Results in a given cache carry a token of their function or instance, others do not.
+
+Why no lock is needed
+    The dict of instances changes in single dict operations. A result is stored only after the
+    function has returned, so two threads may both run it for one key: the later result stays.
+"""
+
+# The two classes of this file are two faces of one thing.
+# ruff: noqa: SLF001
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import types
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Generic, ParamSpec, TypeVar, cast, final, overload
@@ -120,6 +139,10 @@ class CachedFunction(Generic[_P, _R]):
         "_ttl",
         "_typed",
     )
+
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[_P, _R]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         raise TypeError("type 'CachedFunction' is not an acceptable base type")
@@ -307,7 +330,7 @@ class CachedFunction(Generic[_P, _R]):
         given.delete_many(
             [
                 key
-                for key in given.keys()
+                for key in given.keys()  # noqa: SIM118  (a snapshot: the cache may change)
                 if type(key) is Key and key.parts and token.covers(key.parts[0])
             ]
         )
@@ -367,11 +390,25 @@ class CachedFunction(Generic[_P, _R]):
 
     # -- identity
 
+    def _check(self) -> None:
+        """Verify the invariants of the head of this file; AssertionError names the broken one."""
+        for ident, results in list(self._instances.items()):
+            alive = None if results.ref is None else results.ref()
+            if results.ref is None or results.ref.ident != ident:
+                raise AssertionError("invariant 1: results filed under another identity")
+            if alive is not None and id(alive) != ident:
+                raise AssertionError("invariant 1: results of another instance")
+        for results in self._all_results():
+            if (results.token is None) != (self._given is None):
+                raise AssertionError("invariant 2: token without a given cache, or none with one")
+            if self._given is None:
+                results.cache._check()
+
     def __repr__(self) -> str:
         return f"<cached function {self._token.name}>"
 
     def __reduce__(self) -> str:
-        return cast(str, self.__qualname__)
+        return self.__qualname__
 
     def __copy__(self) -> CachedFunction[_P, _R]:
         return self
@@ -380,10 +417,18 @@ class CachedFunction(Generic[_P, _R]):
         return self
 
 
+class _MethodDoc:
+    """Lets `__doc__` of a bound method be that of its function."""
+
+    def __get__(self, instance: CachedMethod[..., Any] | None, owner: type) -> str | None:
+        if instance is None:
+            return "A cached function bound to an instance, as `obj.method` gives it."
+        return instance.__func__.__doc__
+
+
 @final
 class CachedMethod(Generic[_P, _R]):
-    """A cached function bound to an instance, as `obj.method` gives it."""
-
+    __doc__ = _MethodDoc()  # type: ignore[assignment]
     __slots__ = ("__func__", "__self__", "__weakref__")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -425,8 +470,6 @@ class CachedMethod(Generic[_P, _R]):
 
     @property
     def __signature__(self) -> Any:
-        import inspect
-
         return inspect.signature(types.MethodType(self.__func__, self.__self__))
 
     def __getattr__(self, name: str) -> Any:
@@ -452,7 +495,7 @@ class CachedMethod(Generic[_P, _R]):
 @overload
 def cached(
     maxsize: Callable[_P, _R],
-    ttl: float | None | Unset = ...,
+    ttl: float | Unset | None = ...,
     *,
     key: Callable[..., Hashable] | None = None,
     typed: bool = False,
@@ -462,7 +505,7 @@ def cached(
 @overload
 def cached(
     maxsize: int | Unset = ...,
-    ttl: float | None | Unset = ...,
+    ttl: float | Unset | None = ...,
     *,
     key: Callable[..., Hashable] | None = None,
     typed: bool = False,
@@ -497,10 +540,12 @@ def cached(
     timer: the clock of the time to live: returns seconds as a float.
 
     Methods: each instance has results of its own (at most maxsize each), is held weakly and by
-    identity, and its results go when it dies. An instance without weak references raises
-    TypeError. In a given cache, the results of a dead instance stay until they are evicted or
-    expire, and do not keep the instance alive. Write @classmethod and @staticmethod above
-    @cached; results of a classmethod are kept per class and hold the class until evicted.
+    identity, and its results go when it dies. As in a WeakKeyDictionary, a result that itself
+    refers to the instance keeps it alive until the result goes. An instance without weak
+    references raises TypeError. In a given cache, the results of a dead instance stay until they
+    are evicted or expire, and do not keep the instance alive. Write @classmethod and
+    @staticmethod above @cached; results of a classmethod are told apart by class and hold the
+    class until they are evicted.
     A property above @cached holds the instance: prefer `functools.cached_property`.
 
     Coroutine functions: concurrent awaits of one key on one event loop share one run, a task of
