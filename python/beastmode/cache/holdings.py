@@ -1,0 +1,153 @@
+"""What the cache holds: entries in the engine, and the index of entries kept per user.
+
+No rule about versions or tokens is known here; `state` decides, under its lock, what may be
+installed. Readers look at entries without a lock.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import weakref
+from typing import Final
+
+from beastcore import Cache
+from beastmode.cache.rules import Key, Policy, RuleBook
+from beastmode.stores.documents import Document
+
+__all__ = ["Entry", "Holdings", "is_under"]
+
+_MAX_ENGINE_TTL: Final = 31_536_000.0
+_FEWEST_USERS: Final = 64
+
+
+class Shelf:
+    """The users for whom a `per_user` path is held; alive as long as one such entry is."""
+
+    __slots__ = ("__weakref__", "prune_at", "users")
+
+    def __init__(self) -> None:
+        self.users: set[str] = set()
+        self.prune_at = _FEWEST_USERS
+
+
+class Entry:
+    """A held document. Readers look at it without a lock: `document` is written first."""
+
+    __slots__ = ("document", "fresh_until", "loaded_at", "policy", "shelf")
+
+    def __init__(
+        self,
+        document: Document,
+        fresh_until: float,
+        loaded_at: float,
+        policy: Policy,
+        shelf: Shelf | None,
+    ) -> None:
+        self.document = document
+        self.fresh_until = fresh_until
+        self.loaded_at = loaded_at
+        self.policy = policy
+        self.shelf = shelf
+
+
+class Holdings:
+    """The entries of one cache. Every change is made under the lock of its owner."""
+
+    def __init__(self, engine: Cache[Key, Entry], book: RuleBook, *, jitter: float) -> None:
+        self.engine = engine
+        self._book = book
+        self._jitter = jitter
+        self._shelves: weakref.WeakValueDictionary[str, Shelf] = weakref.WeakValueDictionary()
+
+    def _lifetime(self, document: Document, policy: Policy) -> float:
+        ttl = policy.ttl if document.data is not None else policy.negative_ttl
+        if self._jitter and ttl < math.inf:
+            # What was filled together must not all fall due together.
+            ttl -= ttl * self._jitter * random.random()
+        return ttl
+
+    def _engine_ttl(self, ttl: float, policy: Policy) -> float | None:
+        keep = ttl + policy.max_stale
+        return None if ttl == math.inf else min(keep, _MAX_ENGINE_TTL)
+
+    def install(
+        self, key: Key, path: str, policy: Policy, document: Document, loaded_at: float
+    ) -> None:
+        """Hold `document`, known from the store since `loaded_at`, under `key`. O(1)."""
+        ttl = self._lifetime(document, policy)
+        if ttl <= 0:
+            self.engine.pop(key, None)
+            return
+        shelf = None
+        if isinstance(key, tuple):
+            shelf = self._shelves.get(path)
+            if shelf is None:
+                shelf = self._shelves[path] = Shelf()
+            self._put_on(shelf, path, key[1])
+        entry = Entry(document, loaded_at + ttl, loaded_at, policy, shelf)
+        self.engine.set(key, entry, self._engine_ttl(ttl, policy))
+
+    def _put_on(self, shelf: Shelf, path: str, user: str) -> None:
+        users = shelf.users
+        if len(users) >= shelf.prune_at:  # evicted entries leave their user behind
+            users.intersection_update([one for one in users if (path, one) in self.engine])
+            shelf.prune_at = max(_FEWEST_USERS, 2 * len(users))
+        users.add(user)
+
+    def renew(self, key: Key, entry: Entry, document: Document, now: float) -> None:
+        """Replace a held document in place: a change is no read, so nothing is promoted."""
+        ttl = self._lifetime(document, entry.policy)
+        if ttl <= 0:
+            self.engine.pop(key, None)
+            return
+        entry.document = document
+        entry.loaded_at = now
+        entry.fresh_until = now + ttl
+        self.engine.touch(key, self._engine_ttl(ttl, entry.policy))
+
+    def keys_of(self, path: str) -> list[Key]:
+        """Return the keys that may be held for a path; O(1), O(users) where kept per user."""
+        keys: list[Key] = [path]
+        if not self._book.shares_keys:
+            shelf = self._shelves.get(path)
+            if shelf is not None:
+                keys = [(path, user) for user in shelf.users]
+        return keys
+
+    def newer(self, key: Key, version: int) -> Document | None:
+        """Return the document held under `key` if its version is above `version`."""
+        entry: Entry | None = self.engine.peek(key)
+        if entry is None or entry.document.version <= version:
+            return None
+        return entry.document
+
+    def drop(self, path: str) -> int:
+        """Drop a path's entries, every user's; the number of them."""
+        return self.engine.delete_many(self.keys_of(path))
+
+    def drop_under(self, prefix: str) -> int:
+        """Drop everything at and under `prefix`; needs no lock. O(entries)."""
+        doomed = [
+            key
+            for key in self.engine.keys()  # noqa: SIM118 - a snapshot, not an iterator
+            if is_under(key if isinstance(key, str) else key[0], prefix)
+        ]
+        return self.engine.delete_many(doomed)
+
+    def age(self, prefix: str | None, now: float) -> None:
+        """Make entries at and under `prefix` overdue from `now` on; needs no lock. O(entries)."""
+        for entry in self.engine.values():
+            if prefix is None or is_under(entry.document.path, prefix):
+                entry.fresh_until = min(entry.fresh_until, now)
+
+    def shorten(self) -> None:
+        """Let no entry be fresh for longer than its policy says; needs no lock. O(entries)."""
+        for entry in self.engine.values():
+            if entry.document.data is not None:
+                entry.fresh_until = min(entry.fresh_until, entry.loaded_at + entry.policy.ttl)
+
+
+def is_under(path: str, prefix: str) -> bool:
+    """Return whether `path` is `prefix` or lies beneath it, by whole parts."""
+    return path.startswith(prefix) and (len(path) == len(prefix) or path[len(prefix)] == "/")

@@ -1,0 +1,246 @@
+"""The drivers of the cache: they run loads, in threads and on event loops, and wait for them.
+
+What to load and what to do with it is decided by `state`; here is all of the cache's I/O, its
+threads and its tasks. A thread that reads does the loads that it leads itself. A coroutine's
+loads run detached, as a task of its loop (over an AsyncStore) or in one of the loader's few
+threads, so that cancelling it cancels nobody else's load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from beastmode.cache.flights import GRACE_S, Flight, loading, running_loop
+from beastmode.cache.state import CacheState, Read
+from beastmode.errors import ClosedError, LoadError, StoreTimeout
+from beastmode.stores.base import AsyncStore, Store
+from beastmode.stores.documents import Document
+
+__all__ = ["Loader"]
+
+_log = logging.getLogger(__name__)
+
+_THREADS: Final = 4
+"""Threads for background refreshes, and for loads of coroutines where there is no AsyncStore."""
+_FEWEST_TASKS: Final = 64
+
+
+class Loader:
+    """Answers reads over a store, on behalf of one `CacheState`."""
+
+    def __init__(
+        self,
+        state: CacheState,
+        store: Store,
+        async_store: AsyncStore | None,
+        *,
+        deadline_s: float,
+        timer: Callable[[], float],
+        on_error: Callable[[BaseException], object] | None,
+    ) -> None:
+        self._state = state
+        self._store = store
+        self._async_store = async_store
+        self._load_deadline_s = deadline_s
+        self._timer = timer
+        self._on_error = on_error
+        self._executor: ThreadPoolExecutor | None = None
+        self._workers: set[int] = set()
+        # Event loops hold tasks weakly, so someone has to hold them.
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._prune_at = _FEWEST_TASKS
+
+    def close(self) -> None:
+        """Cancel the tasks and stop the threads, waiting for loads that they are doing."""
+        for task in list(self._tasks):
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                task.get_loop().call_soon_threadsafe(task.cancel)
+        with self._state.lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            # A thread of ours that closes the cache, from on_error say, cannot wait for itself.
+            executor.shutdown(wait=threading.get_ident() not in self._workers, cancel_futures=True)
+
+    def forget_closed_loops(self) -> None:
+        """Let go of tasks whose event loop is closed: they will never end."""
+        for task in list(self._tasks):
+            if task.get_loop().is_closed():
+                self._tasks.discard(task)
+        self._prune_at = max(_FEWEST_TASKS, 2 * len(self._tasks))
+
+    def read(self, reads: list[Read], deadline: float | None, *, one: bool = False) -> None:
+        """Answer `reads` from this thread, which does the loads that it leads itself."""
+        limit = time.monotonic() + self._load_deadline_s if deadline is None else deadline
+        while reads:
+            led, refresh = self._state.begin(
+                reads,
+                now=self._timer(),
+                deadline=limit,
+                background_deadline=time.monotonic() + self._load_deadline_s,
+                mine=running_loop(),
+                leader=None,
+            )
+            if refresh:
+                self._submit(refresh)
+            if led:
+                self._load_flights(led, one=one)
+            waiting = [read for read in reads if read.answer is None]
+            reads = []
+            for read in waiting:
+                assert read.flight is not None
+                outcome = read.flight.outcome(limit)
+                if not self._state.settle(read, outcome, now=self._timer(), limit=limit):
+                    reads.append(read)
+
+    async def aread(self, reads: list[Read], deadline: float | None, *, one: bool = False) -> None:
+        """Answer `reads` from a coroutine; loads run apart from it, so it may be cancelled."""
+        started = time.monotonic()
+        limit = started + self._load_deadline_s if deadline is None else deadline
+        loop = asyncio.get_running_loop()
+        while reads:
+            load_limit = time.monotonic() + self._load_deadline_s
+            led, refresh = self._state.begin(
+                reads,
+                now=self._timer(),
+                deadline=max(limit, load_limit),
+                background_deadline=load_limit,
+                mine=None,
+                leader=None if self._async_store is None else loop,
+            )
+            for flights, is_one in ((refresh, False), (led, one)):
+                if flights and self._async_store is None:
+                    self._submit(flights, one=is_one)
+                elif flights:
+                    self._spawn(loop, flights, self._async_store, one=is_one)
+            waiting = [read for read in reads if read.answer is None]
+            reads = []
+            for read in waiting:
+                assert read.flight is not None
+                outcome = await read.flight.aoutcome(limit)
+                if not self._state.settle(read, outcome, now=self._timer(), limit=limit):
+                    reads.append(read)
+
+    def _load_flights(self, flights: list[Flight], *, one: bool = False) -> None:
+        """Load `flights` in this thread and resolve every one of them, whatever happens."""
+        try:
+            deadline = flights[0].deadline
+            with loading(self._state, [flight.key for flight in flights]):
+                if one:
+                    documents: Any = [self._store.get(flights[0].path, deadline=deadline)]
+                else:
+                    paths = [flight.path for flight in flights]
+                    documents = self._store.get_many(paths, deadline=deadline)
+            self._land(flights, documents)
+        except Exception as error:  # noqa: BLE001 - every waiter gets it, and it is counted
+            self._fail(flights, error)
+        finally:  # an interrupt: the waiters begin again
+            self._abandon(flights)
+
+    async def _aload_flights(
+        self, store: AsyncStore, flights: list[Flight], *, one: bool = False
+    ) -> None:
+        """As `_load_flights`, in a task of its own."""
+        try:
+            deadline = flights[0].deadline
+            left = deadline - time.monotonic() + GRACE_S
+            with loading(self._state, [flight.key for flight in flights]):
+                limit = asyncio.timeout(left)
+                try:
+                    async with limit:
+                        if one:
+                            documents: Any = [await store.get(flights[0].path, deadline=deadline)]
+                        else:
+                            paths = [flight.path for flight in flights]
+                            documents = await store.get_many(paths, deadline=deadline)
+                except TimeoutError as error:
+                    if not limit.expired():
+                        raise
+                    raise StoreTimeout(
+                        f"the store did not end the load of {flights[0].path!r} at its deadline"
+                    ) from error
+            self._land(flights, documents)
+        except Exception as error:  # noqa: BLE001 - every waiter gets it, and it is counted
+            self._fail(flights, error)
+        finally:  # the task was cancelled or destroyed: the waiters begin again
+            self._abandon(flights)
+
+    def _spawn(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        flights: list[Flight],
+        store: AsyncStore | None,
+        *,
+        one: bool,
+    ) -> None:
+        assert store is not None
+        # A refresh outlives the read that started it and is none of its business.
+        context = contextvars.Context() if flights[0].background else None
+        load: Coroutine[Any, Any, None] = self._aload_flights(store, flights, one=one)
+        task = loop.create_task(load, context=context)
+        if len(self._tasks) >= self._prune_at:
+            self.forget_closed_loops()
+        self._tasks.add(task)
+        task.add_done_callback(functools.partial(self._ended, flights))
+
+    def _ended(self, flights: list[Flight], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._abandon(flights)  # a task cancelled before its first step has run nothing
+
+    def _submit(self, flights: list[Flight], *, one: bool = False) -> None:
+        """Load `flights` in one of the cache's threads."""
+        context = contextvars.Context() if flights[0].background else contextvars.copy_context()
+        try:
+            with self._state.lock:
+                self._state.check_open()
+                if self._executor is None:
+                    self._executor = ThreadPoolExecutor(
+                        _THREADS,
+                        "beastmode-cache",
+                        lambda: self._workers.add(threading.get_ident()),
+                    )
+                executor = self._executor
+            executor.submit(context.run, self._load_flights, flights, one=one)
+        except (ClosedError, RuntimeError) as error:  # closed meanwhile, or no thread to be had
+            self._fail(flights, error)
+
+    def _land(self, flights: list[Flight], documents: Any) -> None:
+        if not isinstance(documents, Sequence) or len(documents) != len(flights):
+            raise LoadError(
+                f"the store was asked for {len(flights)} documents and returned {documents!r:.200}"
+            )
+        for flight, document in zip(flights, documents, strict=True):
+            if isinstance(document, Document) and document.path == flight.path:
+                self._state.land(flight, document)
+            else:
+                self._fail(
+                    [flight],
+                    LoadError(
+                        f"the store was asked for {flight.path!r} and returned {document!r:.200}"
+                    ),
+                )
+
+    def _fail(self, flights: list[Flight], error: Exception) -> None:
+        for flight in flights:
+            self._state.fail(flight, error)
+        if flights[0].background and not self._state.closed:
+            _log.warning("a background load of %r failed: %r", flights[0].path, error)
+            if self._on_error is not None:
+                try:
+                    self._on_error(error)
+                except Exception:  # noqa: BLE001 - the hook is the user's; it is counted
+                    self._state.hook_errors += 1
+                    _log.exception("on_error raised")
+
+    def _abandon(self, flights: list[Flight]) -> None:
+        for flight in flights:
+            if not flight.settled:
+                self._state.abandon(flight, "was cancelled before it ended")

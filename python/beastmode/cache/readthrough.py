@@ -1,0 +1,402 @@
+"""`BeastModeCache`: documents of a store, read through a bounded cache, sync and async."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from beastcore import Cache
+from beastcore._validate import check_callable, check_count, check_seconds
+from beastmode.cache.holdings import Entry
+from beastmode.cache.loader import Loader
+from beastmode.cache.report import Answer, CacheReport
+from beastmode.cache.rules import Key, Policy, Rule, RuleBook, check_lifetime, setting
+from beastmode.cache.state import CacheState, Read
+from beastmode.errors import ClosedError, ConfigError, RequestError
+from beastmode.stores.base import AsyncStore, Change, Store
+from beastmode.stores.documents import Document, check_path
+
+__all__ = ["BeastModeCache"]
+
+_WARM_CHUNK: Final = 500
+
+
+class BeastModeCache:
+    """A read-through cache of a store's documents, shared by threads and event loops.
+
+    `store`, `async_store`
+        where documents come from; the second is used for coroutines, which without it have
+        their loads done by a few threads of the cache. Neither is closed by the cache
+    `max_entries`
+        most documents held
+    `ttl_s`, `negative_ttl_s`
+        seconds for which a document, or the knowledge that there is none, is fresh; None or inf
+        for ever; `negative_ttl_s=0` does not keep that knowledge
+    `max_stale_s`
+        seconds by which an overdue document may still be served while the store cannot be
+        reached or does not answer in time; beyond it the error is raised
+    `stale_while_revalidate_s`
+        for so many seconds an overdue document is served at once while one background load
+        renews it; at most `max_stale_s`
+    `rules`
+        `Rule` objects per collection; the first that matches counts
+    `load_deadline_s`
+        how long a load may take, where the reader gives no deadline
+    `ttl_jitter`
+        share from 0 to 1 by which times to live are shortened at random, so that documents
+        loaded together do not all fall due together
+    `timer`
+        monotonic seconds for freshness. Deadlines are times of `time.monotonic` always
+    `on_error`
+        called with the exception of each background load that failed, from the thread or loop
+        that ran it
+
+    A document is fresh for its time to live from the moment its load began. All readers of one
+    key at one moment share one load, whether they are threads or coroutines: each keeps its own
+    deadline, cancelling one disturbs none, and an error reaches all and is not kept. A load that
+    a write, change or invalidation has overtaken is given to the readers who were waiting for it
+    (they began before) and is not installed; readers who come later start a new one.
+
+    Bad settings raise ConfigError; after `close()` everything but `get_stats` raises ClosedError.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        async_store: AsyncStore | None = None,
+        *,
+        max_entries: int = 1_000_000,
+        ttl_s: float | None = 300.0,
+        negative_ttl_s: float | None = 30.0,
+        max_stale_s: float = 60.0,
+        stale_while_revalidate_s: float = 0.0,
+        rules: Iterable[Rule] = (),
+        load_deadline_s: float = 2.0,
+        ttl_jitter: float = 0.0,
+        timer: Callable[[], float] = time.monotonic,
+        on_error: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        max_entries = setting(check_count, "max_entries", max_entries)
+        max_stale = setting(check_seconds, "max_stale_s", max_stale_s, zero=True)
+        revalidate = setting(
+            check_seconds, "stale_while_revalidate_s", stale_while_revalidate_s, zero=True
+        )
+        if revalidate > max_stale:
+            raise ConfigError(
+                f"stale_while_revalidate_s must be at most max_stale_s ({max_stale}), "
+                f"got {stale_while_revalidate_s!r}"
+            )
+        jitter = setting(check_seconds, "ttl_jitter", ttl_jitter, zero=True)
+        if jitter >= 1:
+            raise ConfigError(f"ttl_jitter must be from 0 to below 1, got {ttl_jitter!r}")
+        setting(check_callable, "on_error", on_error)
+        if not callable(timer):
+            raise ConfigError(f"timer must be callable, got {timer!r}")
+        load_deadline_s = setting(check_seconds, "load_deadline_s", load_deadline_s)
+        self._book = RuleBook(
+            rules,
+            ttl=check_lifetime("ttl_s", ttl_s),
+            negative_ttl=check_lifetime("negative_ttl_s", negative_ttl_s, zero=True),
+            max_stale=max_stale,
+        )
+        self._timer = timer
+        # The engine's built-in clock is cheaper than a Python timer.
+        self._engine: Cache[Key, Entry] = Cache(
+            max_entries, timer=None if timer is time.monotonic else timer
+        )
+        self._state = CacheState(self._engine, self._book, revalidate_s=revalidate, jitter=jitter)
+        self._loader = Loader(
+            self._state,
+            store,
+            async_store,
+            deadline_s=load_deadline_s,
+            timer=timer,
+            on_error=on_error,
+        )
+        self._find: Callable[[Key], Entry | None] = self._engine.get
+        self._shares_keys = self._book.shares_keys
+
+    # -- reads ---------------------------------------------------------------------------------
+
+    def lookup(
+        self, path: str, user: str | None = None, now: float | None = None
+    ) -> Document | None:
+        """Return the fresh document held for `path`, else None; never waits, takes no lock.
+
+        `now` is the cache's timer, for a caller who has just read it. O(1).
+        """
+        entry = self._find(path if self._shares_keys else self._book.key_of(path, user))
+        if entry is None:
+            return None
+        if (self._timer() if now is None else now) < entry.fresh_until:
+            document = entry.document
+            if document.data is None:
+                self._state.negative_hits += 1
+            return document
+        self._state.overdue_lookups += 1
+        return None
+
+    def get(self, path: str, *, user: str | None = None, deadline: float | None = None) -> Answer:
+        """Return the document, from the cache or loaded from the store.
+
+        `deadline` is a time of `time.monotonic` (default: `load_deadline_s` from now).
+        Errors: RequestError for a bad path, or no `user` where a rule needs one; StoreTimeout
+        and StoreUnavailable when nothing can be served stale; LoadError when the store returned
+        something else; CacheError when the load asks the cache for this very document, or was
+        cancelled; and whatever else the store raised.
+        """
+        document = self.lookup(path, user)
+        if document is not None:
+            return Answer(document, "hit")
+        return self.load(path, user=user, deadline=deadline)
+
+    async def aget(
+        self, path: str, *, user: str | None = None, deadline: float | None = None
+    ) -> Answer:
+        """As `get`; a hit does not suspend."""
+        document = self.lookup(path, user)
+        if document is not None:
+            return Answer(document, "hit")
+        return await self.aload(path, user=user, deadline=deadline)
+
+    def load(self, path: str, *, user: str | None = None, deadline: float | None = None) -> Answer:
+        """As `get`, for a caller whose `lookup` has just answered None: counts no second miss."""
+        read = Read(*self._resolve(path, user))
+        self._loader.read([read], deadline, one=True)
+        return _answer(read)
+
+    async def aload(
+        self, path: str, *, user: str | None = None, deadline: float | None = None
+    ) -> Answer:
+        """As `aget`, for a caller whose `lookup` has just answered None."""
+        read = Read(*self._resolve(path, user))
+        await self._loader.aread([read], deadline, one=True)
+        return _answer(read)
+
+    def get_many(
+        self, paths: Sequence[str], *, user: str | None = None, deadline: float | None = None
+    ) -> list[Answer]:
+        """Return the documents in the order of `paths`; what must be loaded is loaded at once.
+
+        Documents that other readers are loading are waited for, all others are asked of the
+        store in one `get_many`. Errors as for `get`; an error of any document is raised, what
+        was loaded stays cached.
+        """
+        found, missing = self._look_up_many(paths, user)
+        if missing:
+            self._loader.read(list(missing.values()), deadline)
+        return [_answer(missing[key]) if answer is None else answer for key, answer in found]
+
+    async def aget_many(
+        self, paths: Sequence[str], *, user: str | None = None, deadline: float | None = None
+    ) -> list[Answer]:
+        """As `get_many`; does not suspend when all are held."""
+        found, missing = self._look_up_many(paths, user)
+        if missing:
+            await self._loader.aread(list(missing.values()), deadline)
+        return [_answer(missing[key]) if answer is None else answer for key, answer in found]
+
+    def warm(
+        self, paths: Iterable[str], *, user: str | None = None, deadline: float | None = None
+    ) -> int:
+        """Load what is not held fresh, 500 documents at a time; return how many were loaded.
+
+        `deadline` is for all of it (default: `load_deadline_s` for each 500). Errors as for
+        `get`; what was loaded before stays.
+        """
+        loaded = 0
+        for chunk in _chunks(paths):
+            answers = self.get_many(chunk, user=user, deadline=deadline)
+            loaded += sum(answer.source == "store" for answer in answers)
+        return loaded
+
+    async def awarm(
+        self, paths: Iterable[str], *, user: str | None = None, deadline: float | None = None
+    ) -> int:
+        """As `warm`."""
+        loaded = 0
+        for chunk in _chunks(paths):
+            answers = await self.aget_many(chunk, user=user, deadline=deadline)
+            loaded += sum(answer.source == "store" for answer in answers)
+        return loaded
+
+    # -- what is held --------------------------------------------------------------------------
+
+    def set(self, document: Document, *, user: str | None = None) -> bool:
+        """Install a document that the caller knows from the store; return whether it is held.
+
+        False if something newer is held, a write of it is pending, or its rule does not cache
+        it. RequestError if `document` is none or its rule needs a `user`. O(1).
+        """
+        _check_document(document)
+        key, path, policy = self._resolve(document.path, user)
+        return self._state.set(key, path, policy, document, self._timer())
+
+    def invalidate(self, path: str | None = None, *, prefix: str | None = None) -> int:
+        """Drop a document, or everything at and under `prefix`; return how many entries went.
+
+        Loads that are in the air are not installed. `prefix` is a collection or document path
+        and matches whole parts: "users/7" is not a prefix of "users/70". A path takes O(1); a
+        prefix scans the keys of all entries, about 0.1 s for a million, during which the cache
+        goes on serving other threads; from an event loop call it by `asyncio.to_thread`.
+        """
+        if (path is None) == (prefix is None):
+            raise RequestError(
+                "invalidate takes a path or a prefix (clear() drops everything), "
+                f"got path={path!r}, prefix={prefix!r}"
+            )
+        if path is not None:
+            return self._state.invalidate(check_path(path))
+        return self._state.invalidate_under(_check_prefix(prefix))
+
+    def mark_unverified(self, prefix: str | None = None) -> None:
+        """Doubt what is held (at and under `prefix`): a source of changes has failed.
+
+        On return no such entry is fresh any more: each is loaded at its next read, and served
+        only as stale, for `max_stale_s` from now. Loads in the air are not installed. Scans all
+        entries, as `invalidate` with a prefix does.
+        """
+        self._state.doubt(None if prefix is None else _check_prefix(prefix), self._timer())
+
+    def cleanup(self, limit: int | None = None) -> int:
+        """Remove at most `limit` entries that are too old even to be served stale; the number."""
+        self._state.check_open()
+        self._state.reap()
+        self._loader.forget_closed_loops()
+        return self._engine.expire(limit)
+
+    def clear(self) -> None:
+        """Drop every entry; loads in the air are not installed. Pending writes stay pending."""
+        self._state.clear()
+
+    def configure(self, *, ttl_s: float | None = None, max_entries: int | None = None) -> None:
+        """Change settings of the running cache, all or nothing; None leaves one as it is.
+
+        A shorter `ttl_s` counts for what is held already (this scans all entries), a longer one
+        for what is loaded from now on. Fewer `max_entries` evict at once. ConfigError for bad
+        values.
+        """
+        self._state.check_open()
+        ttl = None if ttl_s is None else check_lifetime("ttl_s", ttl_s)
+        if max_entries is not None:
+            self._engine.resize(setting(check_count, "max_entries", max_entries))
+        if ttl is not None:
+            self._state.set_ttl(ttl)
+
+    # -- writes and changes --------------------------------------------------------------------
+
+    def write_started(self, path: str) -> None:
+        """Say that a write of `path` is on its way to the store.
+
+        Until each is finished nothing that was read from the store is installed for this path;
+        what is held stays, as the base to which the caller applies the pending writes.
+        """
+        self._state.write_started(check_path(path))
+
+    def write_finished(self, path: str, document: Document | None) -> None:
+        """Say that a write of `path` has ended: `document` is what the store holds now, or None.
+
+        Pass a document only if its content is known to be the store's (after a `Set`, or an
+        `Update` guarded by a version); it is installed once no write is pending. With None, or
+        when a change was heard meanwhile that is newer, the entry is dropped. While further
+        writes are pending a document only replaces what is held. CacheError without
+        `write_started`.
+        """
+        check_path(path)
+        if document is not None:
+            _check_document(document)
+            if document.path != path:
+                raise RequestError(f"the document of {path!r} cannot be {document.path!r}")
+        policy = self._book.policy_for(path)
+        key = None if policy.per_user else path
+        self._state.write_finished(key, path, policy, document, self._timer())
+
+    def apply_change(self, change: Change) -> None:
+        """Take in a change that the store reported: an older entry is replaced in place.
+
+        A document that nobody holds is not installed, nor is anything while a write of it is
+        pending; the change's version is then compared when the write finishes.
+        """
+        self._state.apply_change(change.path, change.document, self._timer())
+
+    # -- ends ----------------------------------------------------------------------------------
+
+    def get_stats(self) -> CacheReport:
+        """Return the counters since construction; works after `close()` too."""
+        return self._state.report()
+
+    def close(self) -> None:
+        """Drop everything, wake all waiting readers with ClosedError, stop the threads.
+
+        Waits for background loads that run in the cache's threads, which end by their
+        deadline; from an event loop call it by `asyncio.to_thread`. Idempotent.
+        """
+        if not self._state.close():
+            return
+        self._find = _closed
+        self._loader.close()
+
+    def _resolve(self, path: str, user: str | None) -> tuple[Key, str, Policy]:
+        key, policy = self._book.resolve(path, user)
+        return key, path, policy
+
+    def _look_up_many(
+        self, paths: Sequence[str], user: str | None
+    ) -> tuple[list[tuple[Key, Answer | None]], dict[Key, Read]]:
+        """Return each path's key and fresh answer, and a read for each key that has none."""
+        self._state.check_open()
+        if isinstance(paths, str):
+            raise RequestError(f"paths must be a sequence of document paths, got {paths!r}")
+        paths = list(paths)
+        keys = (
+            [check_path(path) for path in paths]
+            if self._shares_keys
+            else [self._resolve(path, user)[0] for path in paths]
+        )
+        now = self._timer()
+        found: list[tuple[Key, Answer | None]] = []
+        missing: dict[Key, Read] = {}
+        for path, key, entry in zip(paths, keys, self._engine.get_many(keys), strict=True):
+            if entry is not None and now < entry.fresh_until:
+                if entry.document.data is None:
+                    self._state.negative_hits += 1
+                found.append((key, Answer(entry.document, "hit")))
+                continue
+            self._state.overdue_lookups += entry is not None
+            found.append((key, None))
+            if key not in missing:
+                missing[key] = Read(*self._resolve(path, user))
+        return found, missing
+
+
+def _answer(read: Read) -> Answer:
+    assert read.answer is not None
+    return read.answer
+
+
+def _chunks(paths: Iterable[str]) -> Iterable[list[str]]:
+    if isinstance(paths, str):
+        raise RequestError(f"paths must be an iterable of document paths, got {paths!r}")
+    rest = iter(paths)
+    while chunk := list(itertools.islice(rest, _WARM_CHUNK)):
+        yield chunk
+
+
+def _check_document(document: object) -> None:
+    if not isinstance(document, Document):
+        raise RequestError(f"document must be a Document, got {document!r}")
+
+
+def _check_prefix(prefix: object) -> str:
+    parts = prefix.removesuffix("/").split("/") if isinstance(prefix, str) else [""]
+    if not all(parts):
+        raise RequestError(
+            f"prefix must be a collection or document path such as 'users', got {prefix!r}"
+        )
+    return "/".join(parts)
+
+
+def _closed(_key: Key) -> Entry | None:
+    raise ClosedError("the cache is closed")
