@@ -30,14 +30,12 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import GenericAlias, SimpleNamespace
+from types import EllipsisType, GenericAlias, SimpleNamespace
 from typing import (
     Any,
     ClassVar,
     Generic,
     NoReturn,
-    SupportsFloat,
-    SupportsIndex,
     TypeVar,
     cast,
     final,
@@ -61,6 +59,7 @@ __all__ = ["Cache"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+Ttl = float | None | EllipsisType
 OnRemoval = Callable[[Any, Any, RemovalCause], object]
 
 MAX_RESTARTS = 64
@@ -72,7 +71,6 @@ DEAD = -1
 UNREAD = -1.0
 """A time before every deadline: the clock was not needed."""
 
-_OWN_TTL: Any = object()
 _MISSING: Any = object()
 
 
@@ -296,34 +294,29 @@ class Cache(Generic[K, V]):
 
     # -- writes --------------------------------------------------------------------------------
 
-    def set(self, key: Any, value: Any, ttl: float | None = _OWN_TTL, /) -> None:
+    def set(self, key: Any, value: Any, ttl: Ttl = ..., /) -> None:
         """Store `value` under `key` for `ttl` seconds (default: the cache's; None: for ever).
 
         An entry that is there keeps its key and gets the new value, time to live and weight.
         Errors: ValueError for a bad ttl or weight, whatever the key or the weigher raises; then
         the old value stays. O(1).
         """
-        self._set(key, value, self._ttl if ttl is _OWN_TTL else check_ttl(ttl))
+        hashed = hash(key)
+        self._set(hashed, key, value, self._ttl if ttl is ... else check_ttl(ttl))
 
     def __setitem__(self, key: K, value: V) -> None:
-        self._set(key, value, self._ttl)
+        self._set(hash(key), key, value, self._ttl)
 
-    def set_many(self, items: Any, ttl: float | None = _OWN_TTL, /) -> None:
-        """Store each pair of `items`, a mapping or an iterable of (key, value) tuples or lists.
+    def set_many(self, items: Any, ttl: Ttl = ..., /) -> None:
+        """Store each pair of `items`, a mapping or an iterable of (key, value) pairs.
 
         All are checked and weighed first: an item that is no pair, an unhashable key or a value
         too heavy leaves the cache as it was. Then they are stored in order; only a key's `__eq__`
         can raise then, and what precedes that key stays stored. O(len(items)).
         """
-        seconds = self._ttl if ttl is _OWN_TTL else check_ttl(ttl)
-        if hasattr(items, "keys") and hasattr(items, "items"):
-            items = items.items()
+        seconds = self._ttl if ttl is ... else check_ttl(ttl)
         checked: list[tuple[int, Any, Any, int]] = []
-        for number, item in enumerate(items):
-            if not isinstance(item, (tuple, list)) or len(item) != 2:
-                kind = ValueError if isinstance(item, (tuple, list)) else TypeError
-                raise kind(f"set_many item {number} must be a (key, value) pair, got {item!r}")
-            key, value = item
+        for key, value in _pairs(items):
             checked.append((hash(key), key, value, self._weigh(key, value)))
         if not checked:
             return
@@ -337,29 +330,15 @@ class Cache(Generic[K, V]):
 
     def setdefault(self, key: Any, default: Any = None, /) -> Any:
         """Return the live value under `key` (a hit), or store `default` and return it (a miss)."""
-        hashed = hash(key)
-        entry, ticks = self._seek(hashed, key)
-        if entry is not None and not entry.expired(ticks):
-            self._promote(entry)
-            self._hits += 1
+        entry = self._read(key)
+        if entry is not None:
             return entry.value
-        weight = self._weigh(key, default)
-        if ticks == UNREAD and (self._ttl is not None or self._timed):
-            ticks = self._ticks()
-        removed: Removed = []
-        try:
-            entry = self._store(hashed, key, default, self._ttl, weight, ticks, removed, keep=True)
-            if entry is None:
-                self._misses += 1
-                return default
-            self._hits += 1  # stored meanwhile by the weigher, the timer or another thread
-            return entry.value
-        finally:
-            self._notify(removed)
+        self._set(hash(key), key, default, self._ttl)
+        return default
 
-    def touch(self, key: Any, ttl: float | None = _OWN_TTL, /) -> bool:
+    def touch(self, key: Any, ttl: Ttl = ..., /) -> bool:
         """Give the live entry under `key` a new time to live; False if there is none. O(1)."""
-        seconds = self._ttl if ttl is _OWN_TTL else check_ttl(ttl)
+        seconds = self._ttl if ttl is ... else check_ttl(ttl)
         hashed = hash(key)
         ticks = self._ticks() if seconds is not None or self._timed else UNREAD
         deadline = _deadline(ticks, seconds)
@@ -440,7 +419,7 @@ class Cache(Generic[K, V]):
 
     def evict(self, n: int, /) -> int:
         """Remove the `n` least recently used entries and return how many there were."""
-        n = check_count("n", n, minimum=0)
+        n = check_count("n", n, minimum=0, maximum=None)
         ticks = self._ticks() if n and self._timed else UNREAD
         removed: Removed = []
         while len(removed) < n and self._evict_oldest(ticks, removed):
@@ -498,24 +477,12 @@ class Cache(Generic[K, V]):
 
         RuntimeError is raised when an entry was inserted or removed meanwhile.
         """
-        ticks = self._ticks() if self._timed else UNREAD
-        return self._iterate(self._version, ticks)
-
-    def _iterate(self, version: int, ticks: float) -> Iterator[K]:
-        entries = (entry for chain in self._index.values() for entry in chain)
-        while self._version == version:
-            entry = next(entries, None)
-            if entry is None:
-                return
-            if not entry.expired(ticks):
-                yield entry.key
-        raise RuntimeError("cache changed size during iteration")
+        return _KeyIterator(self)
 
     def __eq__(self, other: object) -> bool:
         """Tell whether another Cache or Mapping holds equal live items, in whatever order."""
-        kind = type(other)
-        if kind.__name__ == "Cache" and kind.__module__.startswith("beastcore."):
-            return bool(dict(self.items()) == dict(other.items()))  # type: ignore[attr-defined]
+        if self is other:
+            return True
         if isinstance(other, Mapping):
             return dict(self.items()) == dict(other.items())
         return NotImplemented
@@ -634,8 +601,8 @@ class Cache(Generic[K, V]):
 
     # -- changing ------------------------------------------------------------------------------
 
-    def _set(self, key: Any, value: Any, ttl: float | None) -> None:
-        hashed = hash(key)
+    def _set(self, hashed: int, key: Any, value: Any, ttl: float | None) -> None:
+        """Weigh and store one value."""
         weight = self._weigh(key, value)
         ticks = self._ticks() if ttl is not None or self._timed else UNREAD
         removed: Removed = []
@@ -653,13 +620,8 @@ class Cache(Generic[K, V]):
         weight: int,
         ticks: float,
         removed: Removed,
-        *,
-        keep: bool = False,
-    ) -> _Entry | None:
-        """Store a value that was weighed; what leaves is appended to `removed`.
-
-        With `keep`, a live entry that is there stays as it is and is returned.
-        """
+    ) -> None:
+        """Store a value that was weighed; what leaves is appended to `removed`."""
         deadline = _deadline(ticks, ttl)
         while True:
             chain = self._index.get(hashed, ())
@@ -671,10 +633,7 @@ class Cache(Generic[K, V]):
                 self._make_room(1, weight, ticks, removed)
                 if self._link(fresh, chain):
                     self._sets += 1
-                    return None
-            elif keep:
-                self._promote(entry)
-                return entry
+                    return
             else:
                 old = entry.value  # kept until the operation is complete
                 if self._overwrite(entry, value, deadline, weight):
@@ -682,7 +641,7 @@ class Cache(Generic[K, V]):
                     removed.append((entry.key, old, RemovalCause.REPLACED))
                     self._promote(entry)
                     self._make_room(0, 0, ticks, removed)
-                    return None
+                    return
 
     def _link(self, entry: _Entry, chain: tuple[_Entry, ...]) -> bool:
         """Insert `entry` as the most recently used; False if `chain` is stale or room is short."""
@@ -822,6 +781,51 @@ class Cache(Generic[K, V]):
         assert self._timed == timed, "invariant 2: number of entries with a deadline"
         assert self._count <= self._maxsize, "invariant 3: maxsize"
         assert self._weight <= self._limit, "invariant 3: max_weight"
+
+
+Mapping.register(Cache)
+
+
+class _KeyIterator(Iterator[K]):
+    """Walks the live keys of a cache; holds the cache until it is exhausted."""
+
+    __slots__ = ("_cache", "_entries", "_version")
+
+    def __init__(self, cache: Cache[K, Any]) -> None:
+        self._cache: Cache[K, Any] | None = cache
+        self._version = cache._version  # noqa: SLF001
+        chains = cache._index.values()  # noqa: SLF001
+        self._entries = (entry for chain in chains for entry in chain)
+
+    def __next__(self) -> K:
+        cache = self._cache
+        if cache is None:
+            raise StopIteration
+        ticks = cache._ticks() if cache._timed else UNREAD  # noqa: SLF001
+        while True:
+            if cache._version != self._version:  # noqa: SLF001
+                raise RuntimeError("cache changed size during iteration")
+            entry = next(self._entries, None)
+            if entry is None:
+                self._cache = None
+                raise StopIteration
+            if not entry.expired(ticks):
+                key: K = entry.key
+                return key
+
+
+def _pairs(items: Any) -> list[tuple[Any, Any]]:
+    """Return the pairs of a mapping or of an iterable of pairs; ValueError if one is none."""
+    pairs: list[tuple[Any, Any]] = []
+    for number, item in enumerate(items.items() if hasattr(items, "items") else items):
+        try:
+            key, value = item
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"set_many item {number} must be a (key, value) pair, got {item!r}"
+            ) from None
+        pairs.append((key, value))
+    return pairs
 
 
 def _deadline(ticks: float, ttl: float | None) -> int | None:
