@@ -83,7 +83,7 @@ class CacheInfo(NamedTuple):
     """Results held."""
 
 
-class BatchItem(tuple[Any, Any]):
+class BatchItem(tuple[Any, Any]):  # noqa: SLOT001 - it carries attributes
     """A drained operation: the pair `(key, op)`, which also remembers what `add` was told.
 
     Equal to the plain pair. `BatchBuffer.restore` reads the attributes, so that what is put back
