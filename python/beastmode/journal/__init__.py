@@ -6,8 +6,8 @@ what, and when a write counts as acknowledged, is in docs/durability.md.
 
 from __future__ import annotations
 
-from beastmode.journal.records import DeadLetter, JournalRecord
+from beastmode.journal.records import DeadLetter
 from beastmode.journal.report import JournalReport
 from beastmode.journal.writer import Durability, Journal
 
-__all__ = ["DeadLetter", "Durability", "Journal", "JournalRecord", "JournalReport"]
+__all__ = ["DeadLetter", "Durability", "Journal", "JournalReport"]

@@ -16,13 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from beastmode.errors import JournalError, JournalFull
-from beastmode.journal.records import (
-    DeadLetter,
-    JournalRecord,
-    RecordError,
-    decode_record,
-)
+from beastmode.journal.records import DeadLetter, RecordError, read_record, to_record
 from beastmode.stores.documents import Operation
+from beastmode.stores.operation_codec import EncodedOperation
 
 __all__ = ["SHRINK_ABOVE", "Database"]
 
@@ -129,7 +125,7 @@ class Database:
 
     def write(
         self,
-        groups: Sequence[Sequence[JournalRecord]],
+        groups: Sequence[Sequence[EncodedOperation]],
         acknowledged: Sequence[int],
         rejected: Sequence[tuple[int, str]],
         max_dead_letters: int,
@@ -144,9 +140,9 @@ class Database:
             seqs.append(list(range(number, number + len(group))))
             number += len(group)
         rows = [
-            (seq, *record)
+            (seq, *to_record(encoded))
             for numbers, group in zip(seqs, groups, strict=True)
-            for seq, record in zip(numbers, group, strict=True)
+            for seq, encoded in zip(numbers, group, strict=True)
         ]
         run, run_many = self.connection.execute, self.connection.executemany
         removed = dead = dropped = 0
@@ -187,7 +183,7 @@ class Database:
             )
             for seq, *values in rows:
                 try:
-                    operations.append((seq, decode_record(tuple(values))))
+                    operations.append((seq, read_record(tuple(values))))
                 except RecordError as error:
                     damaged.append((seq, str(error)))
         if damaged:
@@ -209,7 +205,7 @@ class Database:
             ).fetchall()
         for seq, reason, noted_at, *values in rows:
             try:
-                operation = decode_record(tuple(values))
+                operation = read_record(tuple(values))
             except RecordError as error:
                 logger.warning("dead letter %d of %r is damaged: %s", seq, str(self._path), error)
             else:

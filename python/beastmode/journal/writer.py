@@ -25,9 +25,10 @@ from typing import Final, Literal, NamedTuple, get_args
 from beastmode.errors import ClosedError, ForkedError, JournalError
 from beastmode.journal.database import Database
 from beastmode.journal.files import LifetimeLock, create_private, resolve_location
-from beastmode.journal.records import DeadLetter, JournalRecord, encode_record
+from beastmode.journal.records import DeadLetter
 from beastmode.journal.report import JournalReport
 from beastmode.stores.documents import Operation
+from beastmode.stores.operation_codec import EncodedOperation, encode_operation
 
 try:
     import ctypes
@@ -49,7 +50,7 @@ _CLOSE_S: Final = 10.0
 
 
 class _Append(NamedTuple):
-    records: Sequence[JournalRecord]
+    operations: Sequence[EncodedOperation]
     done: Done
 
 
@@ -111,10 +112,6 @@ class Journal:
         """The journal's file."""
         return str(self._path)
 
-    def encode(self, operation: Operation) -> JournalRecord:
-        """Return `operation` as `submit` takes it; RequestError if it cannot be kept."""
-        return encode_record(operation)
-
     def append(self, operations: Sequence[Operation], *, timeout: float = 30.0) -> list[int]:
         """Make `operations` durable together, and return their sequence numbers in order.
 
@@ -122,8 +119,8 @@ class Journal:
         room, and JournalError when the disk did not answer within `timeout` seconds (they may
         be in the journal then).
         """
-        records = [encode_record(operation) for operation in operations]
-        if not records:
+        encoded = [encode_operation(operation) for operation in operations]
+        if not encoded:
             return []
         if threading.current_thread() is self._thread:
             raise JournalError("append() inside a callback of the journal would wait for itself")
@@ -135,7 +132,7 @@ class Journal:
             else:
                 answer.set_result(seqs)
 
-        self.submit(records, done)
+        self.submit(encoded, done)
         try:
             return answer.result(timeout)
         except FutureTimeout:
@@ -144,8 +141,8 @@ class Journal:
                 "the operations may be in it"
             ) from None
 
-    def submit(self, records: Sequence[JournalRecord], done: Done) -> None:
-        """Queue `records` to be made durable together; never waits for the disk.
+    def submit(self, operations: Sequence[EncodedOperation], done: Done) -> None:
+        """Queue `operations` to be made durable together; never waits for the disk.
 
         `done` is called once, from the writing thread and in the order of the sequence numbers.
         It must be quick. The queue is as long as callers make it: they bound it.
@@ -154,7 +151,7 @@ class Journal:
         with self._cond:
             if self._closing:
                 raise self._closed_error()
-            self._queue.append(_Append(records, done))
+            self._queue.append(_Append(operations, done))
             self._wake()
 
     def acknowledge(self, seqs: Sequence[int]) -> None:
@@ -311,7 +308,7 @@ class Journal:
         size = 0
         while self._queue and size < _GROUP_RECORDS:
             appends.append(self._queue.popleft())
-            size += len(appends[-1].records)
+            size += len(appends[-1].operations)
         acknowledged, self._acknowledged = self._acknowledged, []
         rejected, self._rejected = self._rejected, []
         return appends, acknowledged, rejected
@@ -356,7 +353,7 @@ class Journal:
         try:
             with self._io:
                 seqs, removed = self._database.write(
-                    [append.records for append in appends],
+                    [append.operations for append in appends],
                     acknowledged,
                     rejected,
                     self._max_dead_letters,
