@@ -1,0 +1,1 @@
+"""The stores, the protocol they keep and the values they speak in."""

@@ -14,9 +14,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
-from beastmode.errors import RequestError, StoreTimeout
+from beastmode.errors import ConfigError, RequestError, StoreTimeout
 from beastmode.stores.documents import Document, Operation, check_collection, check_path
 
 __all__ = [
@@ -31,11 +32,18 @@ __all__ = [
     "StoreHealth",
     "Subscription",
     "Target",
+    "check_count",
+    "check_seconds",
     "deadline_in",
     "remaining",
 ]
 
 FilterOp = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not-in", "array-contains"]
+
+
+def _check_field(field: object, what: str) -> None:
+    if not isinstance(field, str) or not all(field.split(".")):
+        raise RequestError(f"{what} takes a dotted field path such as 'a.b', got {field!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +55,7 @@ class Filter:
     value: Any
 
     def __post_init__(self) -> None:
-        if not isinstance(self.field, str) or not all(self.field.split(".")):
-            raise RequestError(f"a Filter's field must be a dotted field path, got {self.field!r}")
+        _check_field(self.field, "a Filter")
         if self.op not in get_args(FilterOp):
             allowed = ", ".join(get_args(FilterOp))
             raise RequestError(f"a Filter's op must be one of {allowed}; got {self.op!r}")
@@ -62,6 +69,9 @@ class Order:
 
     field: str
     descending: bool = False
+
+    def __post_init__(self) -> None:
+        _check_field(self.field, "an Order")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +130,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class StoreHealth:
-    """Whether a store answers: `latency_s` is how long the probe took, `detail` says what failed."""
+    """Whether a store answers: `latency_s` is how long it took, `detail` says what failed."""
 
     ok: bool
     latency_s: float
@@ -169,7 +179,10 @@ class Store(Protocol):
         ...
 
     def watch(self, target: Target, on_change: Callable[[Change], object]) -> Subscription:
-        """Call `on_change` for each change from now on, whoever made it."""
+        """Call `on_change` for each change from now on, whoever made it, in commit order.
+
+        Changes of one document that follow each other quickly may come as one, its newest state.
+        """
         ...
 
     def health(self) -> StoreHealth:
@@ -232,3 +245,15 @@ def remaining(deadline: float, what: str) -> float:
             "deadline_in(seconds) makes one)"
         )
     return left
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ConfigError unless `value`, the argument `name` of a store, is a positive int."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a positive int, got {value!r}")
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raise ConfigError unless `value`, the argument `name` of a store, is a time to wait."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < inf:
+        raise ConfigError(f"{name} must be positive, finite seconds, got {value!r}")

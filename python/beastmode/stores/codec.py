@@ -52,11 +52,10 @@ def decode(text: str, path: str) -> dict[str, Any]:
     Raises StoreCorrupt for text that `encode` cannot have written. O(size).
     """
     try:
-        data = _loads(text)
-        if type(data) is not dict:
-            raise ValueError(f"a document's fields are a map, not a {type(data).__name__}")
+        data: dict[str, Any] = _loads(text)
+        items = dict.items(data)  # TypeError for what is no map
         if '"$' in text:
-            for key, item in data.items():
+            for key, item in items:
                 data[key] = _decode(item)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise StoreCorrupt(

@@ -52,8 +52,8 @@ class FrozenDict(dict[str, Any]):
     """A dict that refuses changes; `copy.deepcopy` and `thaw` give an ordinary dict."""
 
     __slots__ = ()
-    __setitem__ = __delitem__ = __ior__ = _read_only  # type: ignore[assignment]
-    clear = pop = popitem = setdefault = update = _read_only  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = _read_only
+    clear = pop = popitem = setdefault = update = _read_only
 
     def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
         return {key: copy.deepcopy(value, memo) for key, value in self.items()}
@@ -66,9 +66,9 @@ class FrozenList(list[Any]):
     """A list that refuses changes; `copy.deepcopy` and `thaw` give an ordinary list."""
 
     __slots__ = ()
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = _read_only  # type: ignore[assignment]
-    append = clear = extend = insert = pop = _read_only  # type: ignore[assignment]
-    remove = reverse = sort = _read_only  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _read_only
+    append = clear = extend = insert = pop = _read_only
+    remove = reverse = sort = _read_only
 
     def __deepcopy__(self, memo: dict[int, Any]) -> list[Any]:
         return [copy.deepcopy(value, memo) for value in self]

@@ -19,13 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, Self, get_args
 
 from beastmode.errors import (
     ClosedError,
     ConfigError,
     ForkedError,
-    PreconditionFailed,
     RequestError,
     StoreError,
     StoreTimeout,
@@ -38,6 +37,8 @@ from beastmode.stores.base import (
     StoreHealth,
     Subscription,
     Target,
+    check_count,
+    check_seconds,
     deadline_in,
     remaining,
 )
@@ -48,11 +49,11 @@ from beastmode.stores.documents import (
     Operation,
     Set,
     Update,
-    apply,
     check_path,
     freeze,
 )
 from beastmode.stores.matching import Matcher, sort_rows
+from beastmode.stores.sqlite_commit import Changes, Key, look_up, prune
 from beastmode.stores.sqlite_file import NEWEST, Connection, SQLiteFile
 from beastmode.stores.sqlite_query import condition
 from beastmode.stores.sqlite_watch import Watcher
@@ -62,22 +63,11 @@ __all__ = ["SQLiteStore"]
 logger = logging.getLogger(__name__)
 
 Durability = Literal["process", "power"]
-Key = tuple[str, str]
-State = tuple[int | None, str | None]  # version and text; None, None: no such document
-
 _GET: Final = "SELECT version, body FROM docs WHERE parent = ? AND id = ?"
 _GET_OR_NEWEST: Final = (
     f"SELECT ({NEWEST}), docs.version, docs.body FROM (SELECT 1) "  # noqa: S608
     "LEFT JOIN docs ON docs.parent = ? AND docs.id = ?"
 )
-_PUT: Final = "INSERT OR REPLACE INTO docs VALUES (?, ?, ?, ?)"
-_REMOVE: Final = "DELETE FROM docs WHERE parent = ? AND id = ?"
-_RECORD: Final = "INSERT INTO changes VALUES (?, ?, ?, ?)"
-_LOOKUP_SIZES: Final = (1, 8, 64, 512)
-_LOOKUPS: Final = {
-    size: f"SELECT id, version, body FROM docs WHERE parent = ? AND id IN ({', '.join('?' * size)})"
-    for size in _LOOKUP_SIZES
-}
 _ROWS_BETWEEN_CHECKS: Final = 256
 _CLOSE_PATIENCE_S: Final = 2.0
 _PROBE_S: Final = 1.0
@@ -107,14 +97,12 @@ class SQLiteStore:
         max_changes: int = 100_000,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        if not isinstance(path, (str, os.PathLike)) or not str(path):
-            raise ConfigError(f"path must be a file's path or ':memory:', got {path!r}")
-        if not deadline_s > 0 or deadline_s == float("inf"):
-            raise ConfigError(f"deadline_s must be positive and finite, got {deadline_s!r}")
+        _check_location(path)
+        check_seconds("deadline_s", deadline_s)
         if durability not in get_args(Durability):
             raise ConfigError(f"durability must be 'process' or 'power', got {durability!r}")
-        _check_count("connections", connections)
-        _check_count("max_changes", max_changes)
+        check_count("connections", connections)
+        check_count("max_changes", max_changes)
         self._pid = os.getpid()
         self._deadline_s = deadline_s
         self._max_changes = max_changes
@@ -140,7 +128,7 @@ class SQLiteStore:
         state = ", closed" if self._closed else ""
         return f"SQLiteStore({self._file.name!r}{state})"
 
-    def __enter__(self) -> SQLiteStore:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -179,7 +167,7 @@ class SQLiteStore:
             return []
         with self._file.connection("get_many", end) as held:
             held.begin("get_many", write=False)
-            states = _look_up(held, keys)
+            states = look_up(held, keys)
             newest: int = held.execute(NEWEST).fetchone()[0]
             held.commit()
         documents: dict[Key, Document] = {}
@@ -270,7 +258,7 @@ class SQLiteStore:
 
         Each commit has `deadline_s`. When one fails, those before it stay.
         """
-        _check_count("chunk", chunk)
+        check_count("chunk", chunk)
         count = 0
         source = iter(documents)
         while part := [Set(path, data) for path, data in islice(source, chunk)]:
@@ -288,50 +276,24 @@ class SQLiteStore:
         file.check_identity("commit")
         with file.connection("commit", end) as held:
             held.begin("commit", write=True)
-            states = _look_up(held, keys)
-            newest: int = held.execute(NEWEST).fetchone()[0]
-            next_version = max(self._clock_ns(), newest + 1)
-            written: dict[Key, State] = {}
-            versions = []
-            for operation, key, given in zip(operations, keys, bodies, strict=True):
-                before = states.get(key, (None, None))
-                body = _apply(operation, before, given)
-                if body is None and before[1] is None:
-                    version = newest
-                elif (
-                    body is not None
-                    and before[1] is not None
-                    and before[0] is not None
-                    and (codec.same_content(body, before[1]))
-                ):
-                    version = before[0]
-                else:
-                    version = newest = next_version
-                    next_version += 1
-                    written[key] = (version, body)
-                    states[key] = (None if body is None else version, body)
-                versions.append(version)
-            if written:
-                _write(held, written)
-                self._prune(held, len(written))
+            changes = Changes(held, keys, self._clock_ns)
+            versions = [
+                changes.apply(operation, key, body)
+                for operation, key, body in zip(operations, keys, bodies, strict=True)
+            ]
+            changes.write()
+            self._prune(held, len(changes.written))
             held.commit()
-        if written:
+        if changes.written:
             self._watcher.notify()
         return versions
 
     def _prune(self, held: Connection, count: int) -> None:
         """Keep `changes` at `max_changes` rows, and a tenth more for not counting each time."""
         self._until_prune -= count
-        if self._until_prune > 0:
-            return
-        row = held.execute(
-            "SELECT version FROM changes ORDER BY version DESC LIMIT 1 OFFSET ?",
-            [self._max_changes],
-        ).fetchone()
-        if row is not None:
-            held.execute("DELETE FROM changes WHERE version <= ?", row)
-            held.execute("UPDATE meta SET value = ? WHERE name = 'pruned_through'", row)
-        self._until_prune = max(1, self._max_changes // 10)
+        if count and self._until_prune <= 0:
+            prune(held, self._max_changes)
+            self._until_prune = max(1, self._max_changes // 10)
 
     # -- watching and closing --------------------------------------------------------------------
 
@@ -382,9 +344,11 @@ class SQLiteStore:
         return deadline
 
 
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be a positive int, got {value!r}")
+def _check_location(path: object) -> None:
+    if isinstance(path, os.PathLike):
+        path = os.fspath(path)
+    if not isinstance(path, str) or not path:
+        raise ConfigError(f"path must be a file's path or ':memory:', got {path!r}")
 
 
 def _check_text(path: str) -> None:
@@ -406,59 +370,6 @@ def _checked(operation: object) -> Key:
     if not isinstance(operation, (Set, Merge, Update, Delete)):
         raise RequestError(f"commit takes Set, Merge, Update and Delete, got {operation!r}")
     return _key(operation.path)
-
-
-def _look_up(held: Connection, keys: Sequence[Key]) -> dict[Key, State]:
-    """Return the documents that exist; few statements, each for many ids of one collection."""
-    by_parent: dict[str, dict[str, None]] = {}
-    for parent, doc_id in keys:
-        by_parent.setdefault(parent, {})[doc_id] = None
-    states: dict[Key, State] = {}
-    for parent, ids in by_parent.items():
-        left = list(ids)
-        while left:
-            size = next((size for size in _LOOKUP_SIZES if size >= len(left)), _LOOKUP_SIZES[-1])
-            part, left = left[:size], left[size:]
-            part += part[-1:] * (size - len(part))
-            for doc_id, version, body in held.execute(_LOOKUPS[size], [parent, *part]):
-                states[parent, doc_id] = (version, body)
-    return states
-
-
-def _apply(operation: Operation, before: State, given: str | None) -> str | None:
-    """Return the document's text after `operation`, None when it does not exist then."""
-    version, body = before
-    condition_ = operation.precondition
-    if condition_ is not None:
-        if condition_.exists is not None and condition_.exists is not (version is not None):
-            wanted = "exist" if condition_.exists else "not exist"
-            raise PreconditionFailed(
-                f"{type(operation).__name__} of {operation.path!r}: it must {wanted}"
-            )
-        if condition_.version is not None and condition_.version != version:
-            held = "it does not exist" if version is None else f"it is at {version}"
-            raise PreconditionFailed(
-                f"{type(operation).__name__} of {operation.path!r}: it must be at version "
-                f"{condition_.version}, {held}"
-            )
-    if isinstance(operation, Delete):
-        return None
-    if given is not None:
-        return given
-    data = apply(operation, None if body is None else codec.decode(body, operation.path))
-    return None if data is None else codec.encode(data, operation.path)
-
-
-def _write(held: Connection, written: dict[Key, State]) -> None:
-    """Write each document's last state and one change of it, in the order of versions."""
-    last = sorted(written.items(), key=lambda item: item[1][0] or 0)
-    puts = [(*key, version, body) for key, (version, body) in last if body is not None]
-    removed = [key for key, (_, body) in last if body is None]
-    if puts:
-        held.executemany(_PUT, puts)
-    if removed:
-        held.executemany(_REMOVE, removed)
-    held.executemany(_RECORD, [(version, *key, int(body is None)) for key, (version, body) in last])
 
 
 def _find(

@@ -41,16 +41,19 @@ NEWEST: Final = "SELECT coalesce(max(version), 0) FROM changes"
 
 APPLICATION_ID: Final = 0x42454153  # "BEAS"
 SCHEMA_VERSION: Final = 1
-_SCHEMA: Final = (
-    "CREATE TABLE docs (parent TEXT NOT NULL, id TEXT NOT NULL, version INTEGER NOT NULL,"
-    " body TEXT NOT NULL, PRIMARY KEY (parent, id)) WITHOUT ROWID",
-    "CREATE TABLE changes (version INTEGER PRIMARY KEY, parent TEXT NOT NULL, id TEXT NOT NULL,"
-    " deleted INTEGER NOT NULL)",
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
-    "INSERT INTO meta VALUES ('pruned_through', 0)",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
+_SCHEMA: Final = f"""
+CREATE TABLE docs (
+    parent TEXT NOT NULL, id TEXT NOT NULL, version INTEGER NOT NULL, body TEXT NOT NULL,
+    PRIMARY KEY (parent, id)
+) WITHOUT ROWID;
+CREATE TABLE changes (
+    version INTEGER PRIMARY KEY, parent TEXT NOT NULL, id TEXT NOT NULL, deleted INTEGER NOT NULL
+);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO meta VALUES ('pruned_through', 0);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION}
+"""  # noqa: S608
 _BUSY_TIMEOUT_S: Final = 0.05
 _BUSY_PAUSE_S: Final = 0.005
 _PROGRESS_STEPS: Final = 20_000  # some 0.2 ms of SQLite's work
@@ -203,17 +206,14 @@ class SQLiteFile:
             held.reset()
         except sqlite3.Error:
             # Its transaction cannot be ended (the disk failed under it); closing ends it.
-            broken = True
-        else:
-            broken = False
-        if broken or self._closed:
             self._discard(held)
             return
-        self._idle.append(held)
         with self._returned:
-            self._returned.notify()
-        if self._closed:
-            self._close_idle()
+            if not self._closed:
+                self._idle.append(held)
+                self._returned.notify()
+                return
+        self._discard(held)
 
     def _wait_for_one(self, what: str, deadline: float) -> Connection:
         with self._returned:
@@ -302,7 +302,7 @@ class SQLiteFile:
                     )
             held.begin("open", write=True)
             if not self._is_ours(held):  # or another process was faster
-                for statement in _SCHEMA:
+                for statement in _SCHEMA.split(";"):
                     held.execute(statement)
             held.commit()
             held.deadline = deadline

@@ -53,7 +53,7 @@ class Nudge:
         """Make the sockets; without one in the directory `interval_s` is short."""
         inside = socket.socketpair()
         for end in inside:
-            end.setblocking(False)
+            end.settimeout(0.0)
         self._selector = selectors.DefaultSelector()
         self._selector.register(inside[0], selectors.EVENT_READ)
         self._inside = inside
@@ -101,7 +101,7 @@ class Nudge:
         try:
             if not _is_private(os.lstat(directory)):
                 return
-            names = os.listdir(directory)
+            names = os.listdir(directory)  # noqa: PTH208 -- on every commit; pathlib costs twice
         except OSError:
             return  # nobody listens, or not to us: they read without being nudged
         for name in names:
@@ -113,7 +113,7 @@ class Nudge:
     def _send_to(self, target: Path) -> None:
         if self._sender is None:
             self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._sender.setblocking(False)
+            self._sender.settimeout(0.0)
         try:
             self._sender.sendto(b"", os.fspath(target))
         except ConnectionRefusedError:
@@ -132,7 +132,7 @@ class Nudge:
             raise OSError(errno.ENAMETOOLONG, f"the path is too long for a socket: {path}")
         made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            made.setblocking(False)
+            made.settimeout(0.0)
             for left in reversed(range(_BIND_TRIES)):
                 with contextlib.suppress(FileExistsError):
                     directory.mkdir(0o700)

@@ -36,9 +36,8 @@ Part = tuple[str, list[Any]]
 def condition(filters: tuple[Filter, ...], orders: tuple[Order, ...]) -> Part:
     """Return SQL over the column `body`, and its parameters, true for every row to be found."""
     parts = [part for item in filters if (part := _filter(item)) is not None]
-    for order in orders:
-        if (path := _json_path(order.field)) is not None:
-            parts.append(("json_type(body, ?) IS NOT NULL", [path]))
+    paths = [path for order in orders if (path := _json_path(order.field)) is not None]
+    parts += [("json_type(body, ?) IS NOT NULL", [path]) for path in paths]
     sql = " AND ".join(f"({text})" for text, _ in parts) or "1"
     return sql, [value for _, values in parts for value in values]
 
@@ -104,16 +103,11 @@ def _compare_number(path: str, op: str, value: float) -> Part:
         # Found may be tagged ones and, by a comparison, any number.
         kinds = "'object'" if op == "==" else "'integer', 'real', 'object'"
         return f"json_type(body, ?) IN ({kinds})", [path]
+    number = "json_type(body, ?) IN ('integer', 'real')"
     margin = abs(float(value)) * 1e-9 + 1e-300
     low, high = float(value) - margin, float(value) + margin
     if op == "==":
-        return (
-            "json_type(body, ?) IN ('integer', 'real') AND json_extract(body, ?) BETWEEN ? AND ?",
-            [path, path, low, high],
-        )
+        return f"{number} AND json_extract(body, ?) BETWEEN ? AND ?", [path, path, low, high]
     bound = high if op in ("<", "<=") else low
-    return (
-        f"(json_type(body, ?) IN ('integer', 'real') AND json_extract(body, ?) "
-        f"{_OPERATORS[op]} ?) OR json_type(body, ?) = 'object'",
-        [path, path, bound, path],
-    )
+    sql = f"({number} AND json_extract(body, ?) {_OPERATORS[op]} ?)"
+    return f"{sql} OR json_type(body, ?) = 'object'", [path, path, bound, path]
