@@ -18,7 +18,6 @@ from beastcore._validate import check_callable, check_count, check_ttl
 
 __all__ = [
     "DEFAULT_MAXSIZE",
-    "UNSET",
     "InstanceRef",
     "Token",
     "check_function",
@@ -34,18 +33,6 @@ __all__ = [
 DEFAULT_MAXSIZE = 128
 """Results that `cached` holds when `maxsize` is not given."""
 
-
-class Unset:
-    """Type of `UNSET`, the default of an option that was not given."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "<unset>"
-
-
-UNSET = Unset()
-"""Stands for an option that was not given."""
 
 _CACHE_METHODS = ("get", "set", "keys", "delete_many", "clear", "stats", "__len__")
 
@@ -77,13 +64,16 @@ class InstanceRef(weakref.ref[Any]):
 def check_options(
     maxsize: object, ttl: object, key: object, typed: object, cache: object, timer: object
 ) -> tuple[int, float | None]:
-    """Check the options of `cached`; return maxsize (0 with a given cache) and ttl."""
+    """Check the options of `cached`; return maxsize (0 with a given cache) and ttl.
+
+    `maxsize` and `ttl` are the Ellipsis where they were not given.
+    """
     check_callable("key", key)
     if not isinstance(typed, bool):
         raise TypeError(f"typed must be a bool, got {typed!r}")
     if cache is not None:
         for name, value in (("maxsize", maxsize), ("ttl", ttl), ("timer", timer)):
-            if value is not UNSET and (name != "timer" or value is not None):
+            if value is not ... and (name != "timer" or value is not None):
                 raise ValueError(f"{name} cannot be given with cache, which has its own")
         if isinstance(cache, type) or not all(
             callable(getattr(cache, name, None)) for name in _CACHE_METHODS
@@ -96,8 +86,8 @@ def check_options(
             "maxsize must be an int, got None: a cache is bounded by design, so name the most "
             "results that it may hold"
         )
-    checked = check_count("maxsize", DEFAULT_MAXSIZE if maxsize is UNSET else maxsize)
-    return checked, None if ttl is UNSET else check_ttl(ttl)
+    checked = check_count("maxsize", DEFAULT_MAXSIZE if maxsize is ... else maxsize)
+    return checked, None if ttl is ... else check_ttl(ttl)
 
 
 def is_function_like(value: object) -> bool:

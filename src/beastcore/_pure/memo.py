@@ -24,13 +24,12 @@ import asyncio
 import inspect
 import types
 from collections.abc import Awaitable, Callable, Hashable
+from types import EllipsisType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, final, overload
 
 from beastcore._decorate import (
-    UNSET,
     InstanceRef,
     Token,
-    Unset,
     check_function,
     check_options,
     check_result,
@@ -495,7 +494,7 @@ class CachedMethod(Generic[_P, _R]):
 @overload
 def cached(
     maxsize: Callable[_P, _R],
-    ttl: float | Unset | None = ...,
+    ttl: float | EllipsisType | None = ...,
     *,
     key: Callable[..., Hashable] | None = None,
     typed: bool = False,
@@ -504,8 +503,8 @@ def cached(
 ) -> CachedFunction[_P, _R]: ...
 @overload
 def cached(
-    maxsize: int | Unset = ...,
-    ttl: float | Unset | None = ...,
+    maxsize: int | EllipsisType = ...,
+    ttl: float | EllipsisType | None = ...,
     *,
     key: Callable[..., Hashable] | None = None,
     typed: bool = False,
@@ -513,8 +512,8 @@ def cached(
     timer: Callable[[], float] | None = None,
 ) -> Callable[[Callable[_P, _R]], CachedFunction[_P, _R]]: ...
 def cached(
-    maxsize: Any = UNSET,
-    ttl: Any = UNSET,
+    maxsize: Any = ...,
+    ttl: Any = ...,
     *,
     key: Callable[..., Hashable] | None = None,
     typed: bool = False,
@@ -560,7 +559,7 @@ def cached(
     """
     function = None
     if is_function_like(maxsize):
-        function, maxsize = maxsize, UNSET
+        function, maxsize = maxsize, ...
     checked_maxsize, checked_ttl = check_options(maxsize, ttl, key, typed, cache, timer)
 
     def decorate(function: Callable[_P, _R]) -> CachedFunction[_P, _R]:

@@ -1,0 +1,751 @@
+"""cached: a memoizer of functions, methods and coroutine functions over `Cache`.
+
+Data structure
+    A `CachedFunction` holds one `Results` for its plain calls and, for method calls, one for each
+    living instance, in a dict under the instance's `id`. A `Results` holds a `Cache`, the counters
+    and, for coroutine functions, the runs under way. Nothing is made before the first call that
+    needs it. A `CachedMethod` is a function bound to an instance, made by `obj.method`.
+
+Calls
+    Both are called through vectorcall, which Cython does not offer to classes: `call_function`
+    and `call_method` sit in the objects, and the types are told where at import. So a call takes
+    no tuple and no dict; a single positional argument of exact type str, int or bytes is its own
+    key, all others go into a `Key`, which is hashed once.
+
+Invariants (`_check()` verifies them by number)
+    1  `instances[i]` refers weakly to an object of identity i, or to a dead one whose callback is
+       still to come; nothing else of a `CachedFunction` refers to an instance.
+    2  Results in a given cache carry a token of their function or instance, others do not.
+
+Ownership
+    Every reference is a field that Cython counts and shows to the garbage collector.
+
+Python code
+    (hashing, comparing, `key`, the function itself) runs between whole operations of the cache
+    and of the dict of instances. What a call still needs then, it holds.
+
+Threads
+    The interpreter's lock protects everything; no method releases it. A result is stored only
+    after the function has returned, so two threads may both run it: the later result stays.
+"""
+
+cimport cython
+from cpython.object cimport Py_EQ, PyObject, PyObject_Hash, PyObject_RichCompareBool
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM
+
+from beastcore._cache cimport Cache
+
+import asyncio
+import inspect
+import types
+
+from beastcore._decorate import (
+    Token,
+    check_function,
+    check_options,
+    check_result,
+    death_callback,
+    dress,
+    instance_ref,
+    is_function_like,
+    name_of,
+    owner_of,
+)
+from beastcore._singleflight import Flights
+from beastcore._types import CacheInfo
+
+__all__ = ["CachedFunction", "CachedMethod", "cached"]
+
+cdef extern from *:
+    """
+    static inline int beast_refers_to(PyObject *ref, PyObject *object) {
+    #if PY_VERSION_HEX >= 0x030D0000
+        PyObject *found = NULL;
+        int same = PyWeakref_GetRef(ref, &found) == 1 && found == object;
+        Py_XDECREF(found);
+        return same;
+    #else
+        return PyWeakref_GET_OBJECT(ref) == object;
+    #endif
+    }
+
+    static inline int beast_is_own_key(PyObject *object) {
+        return PyUnicode_CheckExact(object) || PyLong_CheckExact(object)
+            || PyBytes_CheckExact(object);
+    }
+
+    static inline PyObject *beast_type_of(PyObject *object) {
+        return (PyObject *)Py_TYPE(object);
+    }
+
+    static inline int beast_is_instance(PyObject *object, PyObject *type) {
+        return PyObject_TypeCheck(object, (PyTypeObject *)type);
+    }
+
+    static void beast_enable_vectorcall(PyObject *type, Py_ssize_t offset) {
+        ((PyTypeObject *)type)->tp_vectorcall_offset = offset;
+        ((PyTypeObject *)type)->tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL;
+        ((PyTypeObject *)type)->tp_call = PyVectorcall_Call;
+        PyType_Modified((PyTypeObject *)type);
+    }
+    """
+    bint refers_to "beast_refers_to"(PyObject* ref, PyObject* instance) noexcept
+    bint is_own_key "beast_is_own_key"(PyObject* value) noexcept
+    PyObject* type_of "beast_type_of"(PyObject* value) noexcept
+    bint is_instance "beast_is_instance"(PyObject* value, PyObject* type) noexcept
+    void enable_vectorcall "beast_enable_vectorcall"(PyObject* type, Py_ssize_t offset) noexcept
+
+cdef extern from "Python.h":
+    ctypedef PyObject* (*vectorcallfunc)(PyObject*, PyObject**, size_t, PyObject*)
+    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
+    Py_ssize_t PyVectorcall_NARGS(size_t) noexcept
+    object PyVectorcall_Call(object, object, PyObject*)
+    object PyObject_Vectorcall(object, PyObject**, size_t, PyObject*)
+    object PyLong_FromVoidPtr(void*)
+    PyObject* PyDict_GetItemWithError(dict, object) except? NULL
+    bint PyCoro_CheckExact(object) noexcept
+
+cdef object MISSING = object()
+cdef object KEYWORDS = object()  # stands between positional and keyword arguments in a key
+
+
+@cython.final
+@cython.freelist(64)
+@cython.auto_pickle(False)
+cdef class Key:
+    """The key of a call: its arguments, hashed once."""
+
+    cdef tuple parts
+    cdef Py_hash_t hash
+
+    def __hash__(self):
+        return self.hash
+
+    def __eq__(self, other):
+        if type(other) is not Key:
+            return NotImplemented
+        if self.hash != (<Key>other).hash:
+            return False
+        return PyObject_RichCompareBool(self.parts, (<Key>other).parts, Py_EQ)
+
+    def __repr__(self):
+        return f"<call {self.parts!r}>"
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Results:
+    """The results of one function, or of one method of one instance, with their counters."""
+
+    cdef Cache fast            # `cache` if it is a compiled one
+    cdef object cache
+    cdef unsigned long long hits, misses, epoch
+    cdef bint weighted
+    cdef object token
+    cdef object ref            # weak reference to the instance, or None
+    cdef object flights        # runs under way, or None before the first
+
+    def __cinit__(self, cache, token):
+        self.cache = cache
+        if type(cache) is Cache:
+            self.fast = <Cache>cache
+        self.token = token
+        self.weighted = getattr(cache, "max_weight", None) is not None
+
+    cdef int clear(self) except -1:
+        """Forget the counters and the runs under way, which are not stored when they end."""
+        self.epoch += 1
+        self.hits = 0
+        self.misses = 0
+        if self.flights is not None:
+            self.flights.forget()
+        return 0
+
+    cdef object find(self, object key):
+        """Return the kept result or MISSING."""
+        if self.fast is not None:
+            return self.fast.lookup(key, MISSING)
+        return self.cache.get(key, MISSING)
+
+    cdef int store(self, object key, object value, unsigned long long epoch) except -1:
+        """Store a result, unless `clear` came since the run began or it is too heavy."""
+        if epoch != self.epoch:
+            return 0
+        if not self.weighted:
+            if self.fast is not None:
+                self.fast.store(key, value)
+            else:
+                self.cache.set(key, value)
+            return 0
+        rejections = self.cache.stats().rejections
+        try:
+            self.cache.set(key, value)
+        except ValueError:
+            # Heavier than max_weight: the cache has counted it, the caller still gets the value.
+            if self.cache.stats().rejections == rejections:
+                raise
+        return 0
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class CachedFunction:
+    """A function whose results are kept; what `cached` returns."""
+
+    # what a hit reads
+    cdef vectorcallfunc vectorcall
+    cdef Results own           # of plain calls; None before the first
+    cdef tuple owners          # classes in whose namespace the function sits, or None
+    cdef object key
+    cdef bint typed, is_coroutine
+    cdef object function
+    cdef dict instances        # id -> Results
+    # the rest
+    cdef object __weakref__
+    cdef dict __dict__
+    cdef Py_ssize_t maxsize
+    cdef object ttl, timer, given, token, drop
+    cdef unsigned long long retired_hits, retired_misses
+
+    def __cinit__(self, *args, **kwargs):
+        self.vectorcall = <vectorcallfunc>call_function
+        self.instances = {}
+
+    def __init__(self, function, maxsize, ttl, key, typed, cache, timer):
+        self.is_coroutine = check_function(function)
+        self.function = function
+        self.maxsize = maxsize
+        self.ttl = ttl
+        self.key = key
+        self.typed = typed
+        self.given = cache
+        self.timer = timer
+        self.token = Token(name_of(function))
+        self.drop = death_callback(self)
+        dress(self, function, self.is_coroutine)
+
+    def __class_getitem__(cls, item, /):
+        return types.GenericAlias(cls, item)
+
+    # -- calls -------------------------------------------------------------------------------
+
+    def __call__(self, /, *args, **kwargs):
+        """Return the kept result for these arguments, or run the function and keep its result."""
+        return PyVectorcall_Call(self, args, <PyObject*>kwargs)
+
+    cdef object make_key(self, Results results, PyObject* instance, PyObject** args, size_t nargsf,
+                         object kwnames):
+        """Return the key of a call whose single argument is not its own key."""
+        cdef Py_ssize_t nargs = PyVectorcall_NARGS(nargsf)
+        cdef Py_ssize_t n_keywords = 0 if kwnames is None else PyTuple_GET_SIZE(kwnames)
+        cdef Py_ssize_t i, n = 0, size = nargs
+        if self.key is not None:
+            return invoke(self.key, instance, args, nargsf, kwnames)
+        if results.token is not None:
+            size += 1
+        if n_keywords:
+            size += 1 + 2 * n_keywords
+        if self.typed:
+            size += nargs + n_keywords
+        cdef tuple parts = PyTuple_New(size)
+        if results.token is not None:
+            n = put_item(parts, n, <PyObject*>results.token)
+        for i in range(nargs):
+            n = put_item(parts, n, args[i])
+        if n_keywords:
+            n = put_item(parts, n, <PyObject*>KEYWORDS)
+            for i in range(n_keywords):
+                n = put_item(parts, n, PyTuple_GET_ITEM(kwnames, i))
+                n = put_item(parts, n, args[nargs + i])
+        if self.typed:
+            for i in range(nargs + n_keywords):
+                n = put_item(parts, n, type_of(args[i]))
+        cdef Key key = Key.__new__(Key)
+        key.parts = parts
+        key.hash = PyObject_Hash(parts)
+        return key
+
+    cdef object answer(self, Results results, PyObject* instance, PyObject** args, size_t nargsf,
+                       PyObject* kwnames):
+        """Answer a call; `args` is without the instance, NULL for none, and may have a spare slot."""
+        if self.is_coroutine:
+            return self.answer_coroutine(results, instance, args, nargsf, kwnames)
+        names = None if kwnames == NULL else <object>kwnames
+        if (kwnames == NULL and self.key is None and results.token is None
+                and PyVectorcall_NARGS(nargsf) == 1 and is_own_key(args[0])):
+            key = <object>args[0]
+        else:
+            key = self.make_key(results, instance, args, nargsf, names)
+        value = results.find(key)
+        if value is not MISSING:
+            results.hits += 1
+            return value
+        results.misses += 1
+        cdef unsigned long long epoch = results.epoch
+        value = invoke(self.function, instance, args, nargsf, names)
+        if PyCoro_CheckExact(value):
+            check_result(value, self.function)
+        results.store(key, value, epoch)
+        return value
+
+    cdef object answer_coroutine(self, Results results, PyObject* instance, PyObject** args,
+                                 size_t nargsf, PyObject* kwnames):
+        """Return a coroutine that answers the call when it is awaited."""
+        cdef Call call = Call.__new__(Call)
+        cdef Py_ssize_t n = PyVectorcall_NARGS(nargsf)
+        cdef Py_ssize_t size = n
+        if kwnames != NULL:
+            call.names = <object>kwnames
+            size += PyTuple_GET_SIZE(<object>kwnames)
+        call.function = self
+        call.results = results
+        if instance != NULL:
+            call.instance = <object>instance
+            call.has_instance = True
+        call.nargs = n
+        cdef tuple arguments = PyTuple_New(size)
+        for n in range(size):
+            put_item(arguments, n, args[n])
+        call.args = arguments
+        return answer_later(call)
+
+    # -- results -----------------------------------------------------------------------------
+
+    cdef object new_cache(self):
+        """Return the given cache, or a new one."""
+        if self.given is not None:
+            return self.given
+        return Cache(self.maxsize, self.ttl, timer=self.timer)
+
+    cdef Results make_own(self):
+        """Return the results of calls that are not method calls, made at the first."""
+        if self.own is None:
+            made = Results(self.new_cache(), self.token if self.given is not None else None)
+            if self.own is None:
+                self.own = made
+        return self.own
+
+    cdef Results find_results(self, PyObject* instance):
+        """Return the results of an instance, or None."""
+        cdef PyObject* found = PyDict_GetItemWithError(self.instances, PyLong_FromVoidPtr(instance))
+        if found == NULL:
+            return None
+        # An identity may be used again if the reference's callback could not run.
+        if not refers_to(<PyObject*>(<Results>found).ref, instance):
+            return None
+        return <Results>found
+
+    cdef Results results_of(self, PyObject* instance):
+        """Return the results of an instance, made at its first call."""
+        cdef Results results = self.find_results(instance)
+        if results is not None:
+            return results
+        ref = instance_ref(<object>instance, self.function, self.drop)
+        token = None
+        if self.given is not None:
+            token = Token(f"{self.token.name} of an instance", self.token)
+        cdef Results made = Results(self.new_cache(), token)
+        made.ref = ref
+        results = self.find_results(instance)
+        if results is not None:
+            return results  # another thread, or a finalizer, was first
+        self.instances[ref.ident] = made
+        return made
+
+    def _retire(self, ref, /):
+        """Drop the results of an instance that has died, keeping its counts in the sums."""
+        cdef Results results = self.instances.get(ref.ident)
+        if results is not None and results.ref is ref:
+            del self.instances[ref.ident]
+            self.retired_hits += results.hits
+            self.retired_misses += results.misses
+
+    cdef list all_results(self):
+        """Return every store of results: the function's own and the living instances'."""
+        cdef list every = list(self.instances.values())
+        if self.own is not None:
+            every.append(self.own)
+        return every
+
+    cdef int remove_from_given(self, object token) except -1:
+        """Remove, from the given cache, what belongs to `token`. O(entries)."""
+        if self.given is None:
+            return 0
+        if self.key is not None:
+            self.given.clear()
+            return 0
+        cdef list mine = []
+        for key in self.given.keys():
+            if type(key) is Key and (<Key>key).parts and token.covers((<Key>key).parts[0]):
+                mine.append(key)
+        self.given.delete_many(mine)
+        return 0
+
+    cdef object info(self, hits, misses, currsize):
+        """Return a CacheInfo; with a given cache maxsize and currsize are those of the cache."""
+        if self.given is not None:
+            return CacheInfo(hits, misses, self.given.maxsize, len(self.given))
+        return CacheInfo(hits, misses, self.maxsize, currsize)
+
+    def cache_info(self):
+        """Return hits, misses, maxsize and currsize; for a method summed over its instances.
+
+        The counts of instances that have died stay in the sums. With a given cache, `maxsize`
+        and `currsize` are those of the cache, whoever uses it. O(instances).
+        """
+        cdef Results results
+        hits, misses, currsize = self.retired_hits, self.retired_misses, 0
+        for results in self.all_results():
+            hits += results.hits
+            misses += results.misses
+            currsize += len(results.cache)
+        return self.info(hits, misses, currsize)
+
+    def cache_clear(self):
+        """Remove every result of this function and set its counters to 0.
+
+        A run under way is not stored when it ends. From a given cache only this function's
+        results are removed, in O(entries); with `key=`, whose keys nobody can tell apart, all.
+        """
+        cdef Results results
+        self.retired_hits = self.retired_misses = 0
+        for results in self.all_results():
+            results.clear()
+            if self.given is None:
+                results.cache.clear()
+        self.remove_from_given(self.token)
+
+    @property
+    def cache(self):
+        """The `Cache` of the function's results; that of one instance is `obj.method.cache`."""
+        return self.make_own().cache
+
+    # -- methods -----------------------------------------------------------------------------
+
+    def __set_name__(self, owner, name, /):
+        if self.owners is None:
+            self.owners = (owner,)
+        elif owner not in self.owners:
+            self.owners += (owner,)
+
+    def __get__(self, instance, owner):
+        if instance is None:
+            found = owner_of(self, owner) if owner is not None else None
+            if found is not None:
+                self.__set_name__(found, "")
+            return self
+        if instance is owner:
+            # classmethod of Python 3.11 and 3.12 binds through here, from 3.13 it does not.
+            return types.MethodType(self, instance)
+        cdef CachedMethod method = CachedMethod.__new__(CachedMethod)
+        method.function = self
+        method.instance = instance
+        return method
+
+    # -- identity ----------------------------------------------------------------------------
+
+    def _check(self):
+        """Verify the invariants of the head of this file; AssertionError names the broken one."""
+        cdef Results results
+        for ident, results in list(self.instances.items()):
+            alive = None if results.ref is None else results.ref()
+            if results.ref is None or results.ref.ident != ident:
+                raise AssertionError("invariant 1: results filed under another identity")
+            if alive is not None and id(alive) != ident:
+                raise AssertionError("invariant 1: results of another instance")
+        for results in self.all_results():
+            if (results.token is None) != (self.given is None):
+                raise AssertionError("invariant 2: token without a given cache, or none with one")
+            if self.given is None:
+                results.cache._check()
+
+    def __repr__(self):
+        return f"<cached function {self.token.name}>"
+
+    def __reduce__(self):
+        return self.__qualname__
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo, /):
+        return self
+
+
+@cython.final
+@cython.freelist(16)
+@cython.auto_pickle(False)
+cdef class CachedMethod:
+    """A cached function bound to an instance, as `obj.method` gives it."""
+
+    cdef vectorcallfunc vectorcall
+    cdef CachedFunction function
+    cdef object instance
+    cdef object __weakref__
+
+    def __cinit__(self, *args):
+        self.vectorcall = <vectorcallfunc>call_method
+
+    def __init__(self, CachedFunction function not None, instance, /):
+        self.function = function
+        self.instance = instance
+
+    def __class_getitem__(cls, item, /):
+        return types.GenericAlias(cls, item)
+
+    def __call__(self, /, *args, **kwargs):
+        """Return the instance's kept result for these arguments, or run the method and keep it."""
+        return PyVectorcall_Call(self, args, <PyObject*>kwargs)
+
+    @property
+    def __self__(self):
+        """The instance."""
+        return self.instance
+
+    @property
+    def __func__(self):
+        """The `CachedFunction`."""
+        return self.function
+
+    @property
+    def __doc__(self):
+        return self.function.__doc__
+
+    @property
+    def __signature__(self):
+        return inspect.signature(types.MethodType(self.function, self.instance))
+
+    def cache_info(self):
+        """Return hits, misses, maxsize and currsize of this instance's results."""
+        cdef Results results = self.function.find_results(<PyObject*>self.instance)
+        if results is None:
+            return self.function.info(0, 0, 0)
+        return self.function.info(results.hits, results.misses, len(results.cache))
+
+    def cache_clear(self):
+        """Remove the results of this instance and set its counters to 0."""
+        cdef Results results = self.function.find_results(<PyObject*>self.instance)
+        if results is None:
+            return
+        results.clear()
+        if results.token is None:
+            results.cache.clear()
+        else:
+            self.function.remove_from_given(results.token)
+
+    @property
+    def cache(self):
+        """The `Cache` of this instance's results."""
+        return self.function.results_of(<PyObject*>self.instance).cache
+
+    def __getattr__(self, name):
+        if name == "__wrapped__":  # the signature of what is wrapped begins with the instance
+            raise AttributeError(f"'CachedMethod' object has no attribute {name!r}")
+        return getattr(self.function, name)
+
+    def __eq__(self, other):
+        if type(other) is not CachedMethod:
+            return NotImplemented
+        return (self.instance is (<CachedMethod>other).instance
+                and self.function is (<CachedMethod>other).function)
+
+    def __hash__(self):
+        return hash((id(self.instance), id(self.function)))
+
+    def __repr__(self):
+        return f"<cached method {self.function.token.name} of {self.instance!r}>"
+
+    def __reduce__(self):
+        return getattr, (self.instance, self.function.__name__)
+
+
+@cython.final
+@cython.freelist(16)
+@cython.auto_pickle(False)
+cdef class Call:
+    """What a call of a coroutine function needs until it is awaited."""
+
+    cdef CachedFunction function
+    cdef Results results
+    cdef object instance
+    cdef bint has_instance
+    cdef tuple args            # positional arguments, then the values of the keyword ones
+    cdef Py_ssize_t nargs
+    cdef object names          # of the keyword arguments, or None
+
+    cdef PyObject* instance_pointer(self) noexcept:
+        return <PyObject*>self.instance if self.has_instance else NULL
+
+    cdef object key(self):
+        """Return the key of the call."""
+        cdef CachedFunction function = self.function
+        if (self.names is None and function.key is None and self.results.token is None
+                and self.nargs == 1 and is_own_key(PyTuple_GET_ITEM(self.args, 0))):
+            return <object>PyTuple_GET_ITEM(self.args, 0)
+        return function.make_key(self.results, self.instance_pointer(), items(self.args),
+                                 self.nargs, self.names)
+
+    cdef object run(self):
+        """Call the coroutine function; return what is to be awaited."""
+        return invoke(self.function.function, self.instance_pointer(), items(self.args),
+                      self.nargs, self.names)
+
+
+async def answer_later(Call call):
+    """Return the kept result, or wait for the one run of the function for this key."""
+    cdef Results results = call.results
+    key = call.key()
+    value = results.find(key)
+    if value is not MISSING:
+        results.hits += 1
+        return value
+    loop = asyncio.get_running_loop()
+    if results.flights is None:
+        results.flights = Flights()
+    flight = results.flights.find(loop, key)
+    if flight is None:
+        results.misses += 1
+        work = run_and_keep(call, key)
+        flight = results.flights.start(loop, key, work, call.function.token.name)
+    else:
+        results.hits += 1
+    return await flight.wait()
+
+
+async def run_and_keep(Call call, key):
+    """Run the coroutine function and keep its result."""
+    cdef unsigned long long epoch = call.results.epoch
+    value = await call.run()
+    call.results.store(key, value, epoch)
+    return value
+
+
+cdef inline PyObject** items(tuple values) noexcept:
+    """Return the array of a tuple's items."""
+    return &(<PyTupleStruct*>values).ob_item[0]
+
+
+cdef extern from "Python.h":
+    ctypedef struct PyTupleStruct "PyTupleObject":
+        PyObject* ob_item[1]
+
+
+cdef inline Py_ssize_t put_item(tuple values, Py_ssize_t i, PyObject* item) noexcept:
+    """Put a new reference to `item` into place i of a new tuple; return i + 1."""
+    Py_INCREF(<object>item)
+    PyTuple_SET_ITEM(values, i, <object>item)
+    return i + 1
+
+
+cdef object invoke(object function, PyObject* instance, PyObject** args, size_t nargsf,
+                   object kwnames):
+    """Call `function` with the arguments, the instance (if not NULL) in front."""
+    cdef PyObject* names = NULL if kwnames is None else <PyObject*>kwnames
+    cdef PyObject* spared
+    cdef Py_ssize_t nargs = PyVectorcall_NARGS(nargsf)
+    cdef Py_ssize_t i, n
+    if instance == NULL:
+        return PyObject_Vectorcall(function, args, nargs, names)
+    if nargsf & PY_VECTORCALL_ARGUMENTS_OFFSET:
+        spared = args[-1]
+        args[-1] = instance
+        try:
+            return PyObject_Vectorcall(function, args - 1, nargs + 1, names)
+        finally:
+            args[-1] = spared
+    n = nargs + (0 if kwnames is None else PyTuple_GET_SIZE(kwnames))
+    cdef tuple full = PyTuple_New(n + 1)
+    put_item(full, 0, instance)
+    for i in range(n):
+        put_item(full, i + 1, args[i])
+    return PyObject_Vectorcall(function, items(full), nargs + 1, names)
+
+
+cdef object call_function(object called, PyObject** args, size_t nargsf, PyObject* kwnames):
+    """Vectorcall of `CachedFunction`."""
+    cdef CachedFunction self = <CachedFunction>called
+    cdef Results results
+    if self.owners is not None and PyVectorcall_NARGS(nargsf):
+        for owner in self.owners:
+            if is_instance(args[0], <PyObject*>owner):
+                # The instance itself lies in the slot before the other arguments.
+                results = self.results_of(args[0])
+                return self.answer(
+                    results, args[0], args + 1,
+                    (PyVectorcall_NARGS(nargsf) - 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, kwnames)
+    results = self.own
+    if results is None:
+        results = self.make_own()
+    return self.answer(results, NULL, args, nargsf, kwnames)
+
+
+cdef object call_method(object called, PyObject** args, size_t nargsf, PyObject* kwnames):
+    """Vectorcall of `CachedMethod`."""
+    cdef CachedMethod self = <CachedMethod>called
+    cdef PyObject* instance = <PyObject*>self.instance
+    cdef CachedFunction function = self.function
+    return function.answer(function.results_of(instance), instance, args, nargsf, kwnames)
+
+
+def cached(maxsize=..., ttl=..., *, key=None, typed=False, cache=None, timer=None):
+    """Keep the results of a function, a method or a coroutine function.
+
+    Use it bare (`@cached`: 128 results, no time to live) or with options. The decorated function
+    has `cache_info()`, `cache_clear()`, `cache` (the `Cache` used) and `__wrapped__`. Exceptions
+    are never kept; a result of None is. A hit is O(1).
+
+    maxsize: the most results held, 128 unless given; least recently used ones are evicted.
+    ttl: seconds that a result is kept (float); None, the default, never expires.
+    key: called with the arguments of the call (the instance first for a method), returns the
+        hashable key, used as is; `function.cache.pop(key, None)` then forgets one result.
+    typed: whether arguments of different types are kept apart even if equal. Without it, equal
+        arguments may share a result, as in `functools.lru_cache`; keyword arguments in another
+        order are another call.
+    cache: a `Cache` to keep the results in, together with what else it holds; excludes maxsize,
+        ttl and timer. Functions on one cache never collide, unless `key` makes them. A value
+        heavier than its max_weight is returned without being kept.
+    timer: the clock of the time to live: returns seconds as a float.
+
+    Methods: each instance has results of its own (at most maxsize each), is held weakly and by
+    identity, and its results go when it dies. As in a WeakKeyDictionary, a result that itself
+    refers to the instance keeps it alive until the result goes. An instance without weak
+    references raises TypeError. In a given cache, the results of a dead instance stay until they
+    are evicted or expire, and do not keep the instance alive. Write @classmethod and
+    @staticmethod above @cached; results of a classmethod are told apart by class and hold the
+    class until they are evicted.
+    A property above @cached holds the instance: prefer `functools.cached_property`.
+
+    Coroutine functions: concurrent awaits of one key on one event loop share one run, a task of
+    its own with the first caller's context. Cancelling a caller cancels nobody else; when all
+    are cancelled the run still goes on and its result is kept (its error goes to the loop's
+    exception handler). An error is raised in every waiting caller and not kept. A call that would
+    wait for itself raises RuntimeError. A hit does not switch tasks. Calls that joined a run
+    count as hits. Plain functions run once per concurrent caller, as in functools.
+
+    Raises ValueError or TypeError for bad options, and TypeError for what cannot be decorated:
+    no callable, a classmethod, a staticmethod, a generator function.
+    """
+    function = None
+    if is_function_like(maxsize):
+        function, maxsize = maxsize, ...
+    checked_maxsize, checked_ttl = check_options(maxsize, ttl, key, typed, cache, timer)
+
+    def decorate(function, /):
+        """Return `function` with its results kept."""
+        return CachedFunction(function, checked_maxsize, checked_ttl, key, typed, cache, timer)
+
+    return decorate if function is None else decorate(function)
+
+
+cdef int patch_types() except -1:
+    """Tell the interpreter where the vectorcall functions lie in the objects."""
+    cdef CachedFunction function = CachedFunction.__new__(CachedFunction)
+    cdef CachedMethod method = CachedMethod.__new__(CachedMethod)
+    enable_vectorcall(<PyObject*>CachedFunction,
+                      <char*>&function.vectorcall - <char*><void*>function)
+    enable_vectorcall(<PyObject*>CachedMethod, <char*>&method.vectorcall - <char*><void*>method)
+    return 0
+
+
+patch_types()
