@@ -108,11 +108,11 @@ class BeastModeConfig:
 
     idle_timeout_s: float = _setting(
         30.0, "seconds", "A connection without activity for longer is a zombie.",
-        low=0.001, high=_YEAR_S, live=True,
+        low=0.001, high=604_800, live=True,
     )  # fmt: skip
     negative_ttl_s: float = _setting(
         30.0, "seconds", "How long the cache remembers that a document does not exist.",
-        low=0.001, high=_YEAR_S,
+        low=0, high=_YEAR_S,
     )  # fmt: skip
     max_stale_s: float = _setting(
         60.0, "seconds", "How long past its time a document may be served while the store fails.",
