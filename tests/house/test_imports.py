@@ -7,10 +7,13 @@ inside functions of third-party modules, which are held to the rules here.
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import NamedTuple
 
 import pytest
@@ -241,3 +244,20 @@ def test_every_module_below_the_faces_imports_without_an_extra(
         if parts[0] not in faces | {"testing"} and not foreign & set(parts):
             names.append(".".join(["beastmode", *parts]).removesuffix(".__init__"))
     run(sys.executable, "-c", IMPORT_PROBE, *names)
+
+
+@pytest.mark.parametrize("planted", [False, True], ids=["as it is", "planted fault"])
+def test_import_linter(
+    run: Callable[..., CompletedProcess[str]], root: Path, tmp_path: Path, planted: bool
+) -> None:
+    for folder in ("src/beastcore", "python/beastmode"):
+        skip = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd")
+        shutil.copytree(root / folder, tmp_path / folder, ignore=skip)
+    if planted:
+        with (tmp_path / LAYER / "errors.py").open("a") as file:
+            file.write("\nfrom beastmode import sync\n")
+    path = os.pathsep.join(str(tmp_path / folder) for folder in ("src", "python"))
+    config = ("--config", root / "pyproject.toml", "--no-cache")
+    done = run("lint-imports", *config, cwd=tmp_path, env={"PYTHONPATH": path}, ok=False)
+    assert done.returncode == (1 if planted else 0), done.stdout
+    assert ("BROKEN" in done.stdout) is planted
