@@ -268,7 +268,7 @@ cdef class CachedFunction:
 
     cdef object answer(self, Results results, PyObject* instance, PyObject** args, size_t nargsf,
                        PyObject* kwnames):
-        """Answer a call; `args` is without the instance, NULL for none, and may have a spare slot."""
+        """Answer a call; `args` is without the instance, which is NULL for a plain call."""
         if self.is_coroutine:
             return self.answer_coroutine(results, instance, args, nargsf, kwnames)
         names = None if kwnames == NULL else <object>kwnames

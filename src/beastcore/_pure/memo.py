@@ -25,7 +25,7 @@ import inspect
 import types
 from collections.abc import Awaitable, Callable, Hashable
 from types import EllipsisType
-from typing import Any, Generic, ParamSpec, TypeVar, cast, final, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
 
 from beastcore._decorate import (
     InstanceRef,
@@ -47,7 +47,9 @@ from beastcore._types import CacheInfo
 __all__ = ["CachedFunction", "CachedMethod", "cached"]
 
 _P = ParamSpec("_P")
+_Q = ParamSpec("_Q")
 _R = TypeVar("_R")
+_T = TypeVar("_T")
 
 _MISSING = object()
 _KEYWORDS = object()
@@ -373,9 +375,18 @@ class CachedFunction(Generic[_P, _R]):
             self._owners += (owner,)
 
     @overload
+    def __get__(
+        self: CachedFunction[Concatenate[type[_T], _Q], _R], instance: None, owner: type[_T], /
+    ) -> CachedMethod[_Q, _R]: ...  # below @classmethod
+    @overload
     def __get__(self, instance: None, owner: type, /) -> CachedFunction[_P, _R]: ...
     @overload
-    def __get__(self, instance: object, owner: type | None = None, /) -> CachedMethod[..., _R]: ...
+    def __get__(
+        self: CachedFunction[Concatenate[Any, _Q], _R],
+        instance: object,
+        owner: type | None = None,
+        /,
+    ) -> CachedMethod[_Q, _R]: ...
     def __get__(self, instance: object, owner: type | None = None, /) -> Any:
         if instance is None:
             found = owner_of(self, owner) if owner is not None else None
@@ -427,7 +438,7 @@ class _MethodDoc:
 
 @final
 class CachedMethod(Generic[_P, _R]):
-    __doc__ = _MethodDoc()  # type: ignore[assignment]
+    __doc__ = _MethodDoc()
     __slots__ = ("__func__", "__self__", "__weakref__")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -491,6 +502,12 @@ class CachedMethod(Generic[_P, _R]):
         return getattr, (self.__self__, self.__func__.__name__)
 
 
+class _Decorator(Protocol):
+    """What `cached(...)` with options returns."""
+
+    def __call__(self, function: Callable[_P, _R], /) -> CachedFunction[_P, _R]: ...
+
+
 @overload
 def cached(
     maxsize: Callable[_P, _R],
@@ -510,7 +527,7 @@ def cached(
     typed: bool = False,
     cache: Cache[Any, Any] | None = None,
     timer: Callable[[], float] | None = None,
-) -> Callable[[Callable[_P, _R]], CachedFunction[_P, _R]]: ...
+) -> _Decorator: ...
 def cached(
     maxsize: Any = ...,
     ttl: Any = ...,
@@ -562,7 +579,7 @@ def cached(
         function, maxsize = maxsize, ...
     checked_maxsize, checked_ttl = check_options(maxsize, ttl, key, typed, cache, timer)
 
-    def decorate(function: Callable[_P, _R]) -> CachedFunction[_P, _R]:
+    def decorate(function: Callable[_P, _R], /) -> CachedFunction[_P, _R]:
         """Return `function` with its results kept."""
         return CachedFunction(function, checked_maxsize, checked_ttl, key, typed, cache, timer)
 
