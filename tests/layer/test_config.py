@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beastcore import BatchBuffer, Cache, ConnectionTable
 from beastmode.config import SETTINGS, BeastModeConfig, settings_table
 from beastmode.cost import Prices
 from beastmode.errors import BeastError, ConfigError
@@ -71,12 +72,15 @@ def test_defaults_are_inside_their_own_bounds() -> None:
 
 
 def test_the_engine_takes_every_bound() -> None:
-    validate = pytest.importorskip("beastcore._validate")
-    for name in ("cache_max_entries", "max_connections", "batch_max_ops"):
-        assert validate.check_count(name, SETTINGS[name].high) == SETTINGS[name].high
-    for name in ("cache_ttl_s", "negative_ttl_s"):
-        assert validate.check_ttl(SETTINGS[name].high) == SETTINGS[name].high
-    assert validate.check_ttl(SETTINGS["cache_ttl_s"].low) == SETTINGS["cache_ttl_s"].low
+    high = {name: setting.high for name, setting in SETTINGS.items()}
+    low = {name: setting.low for name, setting in SETTINGS.items()}
+    cache = Cache(10, high["cache_ttl_s"])  # the most entries would take all memory at once
+    cache.set(1, 1, low["cache_ttl_s"])
+    cache.set(2, 2, high["negative_ttl_s"])
+    ConnectionTable(high["max_connections"], high["idle_timeout_s"], grace=0)
+    ConnectionTable(low["max_connections"], low["idle_timeout_s"], grace=0)
+    BatchBuffer(high["batch_max_ops"], high["batch_max_delay_ms"] / 1000)
+    BatchBuffer(low["batch_max_ops"], low["batch_max_delay_ms"] / 1000)
 
 
 def test_it_is_frozen_comparable_and_can_be_pickled() -> None:

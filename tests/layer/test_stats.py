@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beastcore import LatencyHistogram
 from beastmode.cost import MeterReport, Prices, Units, Usage
 from beastmode.stats import (
     NOT_YET_KNOWN,
@@ -222,7 +223,7 @@ def test_a_part_counted_a_little_ahead_of_its_whole_is_all_of_it() -> None:
 
 
 def test_the_summary_of_a_real_histogram() -> None:
-    histogram = pytest.importorskip("beastcore._pure.latency").LatencyHistogram()
+    histogram = LatencyHistogram()
     assert LatencySummary.of(histogram) == LatencySummary()
     for milliseconds in range(1, 101):
         histogram.record(milliseconds * 1_000_000)

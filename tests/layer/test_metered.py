@@ -1,0 +1,188 @@
+"""What a store is billed for, counted around a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from beastmode.cost import Meter, Units, Usage
+from beastmode.errors import ClosedError, PreconditionFailed, StoreTimeout, StoreUnavailable
+from beastmode.stores.base import AsyncStore, Change, Query, Store, Target
+from beastmode.stores.documents import Delete, Document, Merge, Operation, Precondition, Set, Update
+from beastmode.stores.metered import (
+    MeteredAsyncStore,
+    MeteredStore,
+    commit_units,
+    query_units,
+)
+from beastmode.stores.sqlite import SQLiteStore
+from beastmode.stores.threaded import ThreadedAsyncStore
+
+
+@pytest.fixture
+def meter() -> Meter:
+    return Meter()
+
+
+@pytest.fixture
+def store(meter: Meter) -> Iterator[MeteredStore]:
+    inner = SQLiteStore(":memory:")
+    inner.commit([Set(f"users/{number}", {"n": number}) for number in range(5)])
+    metered = MeteredStore(inner, meter)
+    yield metered
+    metered.close()
+
+
+def used(meter: Meter) -> tuple[int, int, int, int]:
+    report = meter.report()
+    assert report.baseline == Usage()
+    units = report.actual.units
+    return units.reads, units.writes, units.deletes, report.actual.calls
+
+
+def test_it_is_a_store(store: MeteredStore, meter: Meter) -> None:
+    assert isinstance(store, Store)
+    assert isinstance(MeteredAsyncStore(ThreadedAsyncStore(store), meter), AsyncStore)
+
+
+def test_reads(store: MeteredStore, meter: Meter) -> None:
+    assert store.get("users/1").data == {"n": 1}
+    assert used(meter) == (1, 0, 0, 1)
+    assert not store.get("users/99").exists
+    assert used(meter) == (2, 0, 0, 2)
+    found = store.get_many(["users/3", "users/99", "users/3"])
+    assert [document.exists for document in found] == [True, False, True]
+    assert used(meter) == (5, 0, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("query", "found", "reads"),
+    [
+        (Query("users"), 5, 5),
+        (Query("users", limit=2), 2, 2),
+        (Query("users", limit=1), 1, 1),
+        (Query("nobody"), 0, 1),
+    ],
+)
+def test_queries(store: MeteredStore, meter: Meter, query: Query, found: int, reads: int) -> None:
+    assert len(store.query(query).documents) == found
+    assert used(meter) == (reads, 0, 0, 1)
+    assert query_units(found) == Units(reads=reads)
+
+
+def test_commits(store: MeteredStore, meter: Meter) -> None:
+    operations: list[Operation] = [
+        Set("users/1", {"n": 0}),
+        Merge("users/2", {"n": 0}),
+        Update("users/3", {"n": 0}),
+        Delete("users/4"),
+        Delete("users/99"),
+    ]
+    assert len(store.commit(operations)) == 5
+    assert used(meter) == (0, 3, 2, 1)
+    assert commit_units(operations) == Units(writes=3, deletes=2)
+    assert not store.store.get("users/4").exists
+
+
+def test_a_refused_call_bills_nothing_but_was_a_call(store: MeteredStore, meter: Meter) -> None:
+    with pytest.raises(PreconditionFailed):
+        store.commit([Set("users/1", {}, Precondition(exists=False)), Delete("users/2")])
+    assert used(meter) == (0, 0, 0, 1)
+    assert store.store.get("users/2").exists
+
+
+def test_a_timeout_bills_what_may_have_been_done(store: MeteredStore, meter: Meter) -> None:
+    with pytest.raises(StoreTimeout):
+        store.get_many(["users/1", "users/2"], deadline=0.0)
+    assert used(meter) == (2, 0, 0, 1)
+    with pytest.raises(StoreTimeout):
+        store.commit([Set("users/1", {}), Delete("users/2")], deadline=0.0)
+    assert used(meter) == (2, 1, 1, 2)
+    with pytest.raises(StoreTimeout):
+        store.query(Query("users"), deadline=0.0)
+    assert used(meter) == (3, 1, 1, 3)
+
+
+def test_health_is_not_counted_and_close_closes_the_store(
+    store: MeteredStore, meter: Meter
+) -> None:
+    assert store.health().ok
+    store.close()
+    with pytest.raises(ClosedError):
+        store.store.get("users/1")
+    assert used(meter) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("bill_changes", "reads"), [(False, 0), (True, 2)])
+def test_changes_are_billed_only_where_asked(
+    store: MeteredStore, meter: Meter, bill_changes: bool, reads: int
+) -> None:
+    arrived: queue.Queue[Change] = queue.Queue()
+    watching = MeteredStore(store.store, meter, bill_changes=bill_changes)
+    subscription = watching.watch(Target(collection="users"), arrived.put)
+    store.store.commit([Set("users/1", {"n": 7}), Set("users/new", {}), Delete("users/2")])
+    changed = {arrived.get(timeout=10).path for _ in range(3)}
+    subscription.close()
+    assert changed == {"users/1", "users/new", "users/2"}
+    assert used(meter) == (reads, 0, 0, 0)
+
+
+async def test_the_async_twin_counts_the_same(store: MeteredStore, meter: Meter) -> None:
+    counted = MeteredAsyncStore(ThreadedAsyncStore(store.store, close_store=True), meter)
+    assert (await counted.get("users/1")).exists
+    assert len(await counted.get_many(["users/1", "users/99"])) == 2
+    assert len((await counted.query(Query("users"))).documents) == 5
+    await counted.commit([Set("users/9", {}), Delete("users/1")])
+    assert used(meter) == (8, 1, 1, 4)
+    with pytest.raises(StoreTimeout):
+        await counted.get("users/1", deadline=0.0)
+    with pytest.raises(PreconditionFailed):
+        await counted.commit([Delete("users/2", Precondition(exists=False))])
+    assert used(meter) == (9, 1, 1, 6)
+    arrived: queue.Queue[Change] = queue.Queue()
+    subscription = await counted.watch(Target(), arrived.put)
+    await counted.commit([Set("users/10", {})])
+    change = await asyncio.to_thread(arrived.get, timeout=10)
+    assert change.path == "users/10"
+    subscription.close()
+    assert (await counted.health()).ok
+    assert used(meter) == (9, 2, 1, 7)
+    await counted.close()
+    with pytest.raises(ClosedError):
+        store.store.get("users/1")
+
+
+class HangingStore:
+    """An AsyncStore of which only these two calls are asked: one hangs, one is not reached."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def get(self, path: str, *, deadline: float | None = None) -> Document:
+        self.asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nothing ends the wait")
+
+    async def get_many(
+        self, paths: Sequence[str], *, deadline: float | None = None
+    ) -> list[Document]:
+        raise StoreUnavailable("no route")
+
+
+async def test_a_cancelled_call_bills_what_may_have_been_done(meter: Meter) -> None:
+    inner: Any = HangingStore()
+    counted = MeteredAsyncStore(inner, meter)
+    call = asyncio.create_task(counted.get("users/1"))
+    await inner.asked.wait()
+    assert used(meter) == (0, 0, 0, 0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert used(meter) == (1, 0, 0, 1)
+    with pytest.raises(StoreUnavailable):
+        await counted.get_many(["users/1"])
+    assert used(meter) == (1, 0, 0, 2)
