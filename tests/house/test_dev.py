@@ -181,7 +181,7 @@ def again(fresh: Path, run: Run) -> Callable[..., CompletedProcess[str]]:
     """Run `./dev` in the clone that is set up."""
 
     def call(*words: str, **options: object) -> CompletedProcess[str]:
-        env = {"BEASTCORE_PYTHON": BASE_PYTHON, "CFLAGS": "-O0"}
+        env = {"BEASTCORE_PYTHON": BASE_PYTHON, "BEASTCORE_JOB": "demo", "CFLAGS": "-O0"}
         unset = ("PYTHONPATH", "VIRTUAL_ENV")
         return run(fresh / "dev", *words, cwd=fresh, env=env, unset=unset, **options)
 
