@@ -11,11 +11,9 @@ No I/O, no clock.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from beastmode.errors import ConfigError
@@ -114,22 +112,16 @@ class Prices:
 
 
 class Meter:
-    """Counts baseline and actual usage; safe between threads, no lock on the hot path.
+    """Counts baseline and actual usage, exactly, from any number of threads.
 
-    The hot path is a read answered from the cache: it calls `count_read()`, one C call that is
-    atomic (`itertools.count`) and loses nothing. Everything else costs a store call anyway and
-    is counted under a lock. Counters are exact once the counting threads have paused; a report
-    taken meanwhile may be some requests behind.
+    Every count takes a lock, which is nothing beside the store call that it is about. A request
+    that asks no store is not counted here but wherever it is counted anyway, and added to the
+    report when it is read: `report.baseline + Usage(Units(reads=hits), hits)`.
     """
 
-    __slots__ = ("_actual", "_baseline", "_lock", "_peeks", "count_read")
-
-    count_read: Callable[[], object]
-    """Count one read of one document in one call as baseline; the cheapest way to do so."""
+    __slots__ = ("_actual", "_baseline", "_lock")
 
     def __init__(self) -> None:
-        self.count_read = itertools.count().__next__
-        self._peeks = 0  # how often report() had to advance count_read to see its value
         self._baseline = [0, 0, 0, 0]  # reads, writes, deletes, calls
         self._actual = [0, 0, 0, 0]
         self._lock = threading.Lock()
@@ -156,11 +148,7 @@ class Meter:
     def report(self) -> MeterReport:
         """Return everything counted since construction."""
         with self._lock:
-            counted = self.count_read()
-            assert isinstance(counted, int)
-            single_reads = counted - self._peeks
-            self._peeks += 1
-            reads, writes, deletes, calls = self._baseline
-            actual = Usage(Units(*self._actual[:3]), self._actual[3])
-        baseline = Units(reads + single_reads, writes, deletes)
-        return MeterReport(Usage(baseline, calls + single_reads), actual)
+            baseline, actual = tuple(self._baseline), tuple(self._actual)
+        return MeterReport(
+            Usage(Units(*baseline[:3]), baseline[3]), Usage(Units(*actual[:3]), actual[3])
+        )
