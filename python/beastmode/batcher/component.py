@@ -1,0 +1,507 @@
+"""`BeastModeBatcher`: the component itself; see the package for what it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, Self, TypeGuard, get_args
+
+from beastmode.batcher.committing import Backoff
+from beastmode.batcher.flusher import Flusher
+from beastmode.batcher.intake import Intake, Until, because, prepare
+from beastmode.batcher.outside import Callbacks, WriteJournal
+from beastmode.batcher.pending import PendingWrites, WriteCall
+from beastmode.batcher.report import BatcherReport
+from beastmode.batcher.waiting import LoopWaiter, ThreadWaiter, Waiter, left_until
+from beastmode.errors import (
+    ConfigError,
+    ForkedError,
+    RequestError,
+    StoreTimeout,
+)
+from beastmode.stores.base import Store, deadline_in
+from beastmode.stores.documents import (
+    Document,
+    Operation,
+    check_collection,
+)
+from beastmode.stores.operation_codec import EncodedOperation, encode_operation
+
+__all__ = ["BeastModeBatcher", "WriteMode"]
+
+logger = logging.getLogger(__name__)
+
+WriteMode = Literal["write-behind", "write-through"]
+
+_FLUSH_S: Final = 30.0
+_GRACE_S: Final = 0.1  # for the answer of a store that uses its deadline up
+_JOIN_S: Final = 1.0
+
+
+class BeastModeBatcher:
+    """Gathers writes into few commits of `store`, in order for each document.
+
+    In mode "write-behind" a write is accepted into `journal` (into memory alone with None: the
+    end of the process loses it) and committed later: when `max_ops` operations or `max_bytes` of
+    them wait, when the oldest has waited `max_delay_s` seconds, at `flush()` and at `close()`.
+    Writes to one document that wait together become one where that means the same. A write of
+    several operations is not atomic then. In mode "write-through", and always for operations with
+    a precondition, a write is one atomic commit at once, after what waits for its documents.
+
+    While the store is unavailable or late, commits are repeated for ever, with pauses of up to
+    one second; no more than `max_pending_ops` operations or `max_pending_bytes` are held
+    meanwhile, and writers wait for room. An operation that the store rejects is dropped alone:
+    `on_failed` is told and the journal keeps it as a dead letter.
+
+    `on_accepted(operation)` is called just before an operation becomes visible to readers;
+    `on_committed(operation, version)` or `on_failed(operation, error)`, from the batcher's thread,
+    when the store has it or never will; an operation that was merged away gets the outcome of the
+    merged one. What `close` leaves in the journal gets neither. `on_error(error)` hears what no
+    caller is told. They must be quick and must not write or wait; what they raise is counted.
+
+    `overlay` applies a committed operation for `read_grace_s` seconds more to documents that are
+    older than its commit, for readers who asked the store just before it. `timer` (seconds) tells
+    ages and pauses, `rng` draws pauses; deadlines are of `time.monotonic` always.
+
+    `start` replays what an earlier run left in the journal: call it before the first read. Safe
+    to share between threads and event loops. It must be made after a fork.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        journal: WriteJournal | None = None,
+        *,
+        max_ops: int = 500,
+        max_delay_s: float = 1.0,
+        max_bytes: int = 8 * 1024 * 1024,
+        max_pending_ops: int = 100_000,
+        max_pending_bytes: int = 256 * 1024 * 1024,
+        mode: WriteMode = "write-behind",
+        on_accepted: Callable[[Operation], object] | None = None,
+        on_committed: Callable[[Operation, int], object] | None = None,
+        on_failed: Callable[[Operation, Exception], object] | None = None,
+        on_error: Callable[[BaseException], object] | None = None,
+        commit_deadline_s: float = 5.0,
+        read_grace_s: float = 5.0,
+        timer: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        _check_count("max_ops", max_ops)
+        _check_seconds("max_delay_s", max_delay_s, zero=True)
+        _check_count("max_bytes", max_bytes)
+        _check_count("max_pending_ops", max_pending_ops)
+        _check_count("max_pending_bytes", max_pending_bytes)
+        if mode not in get_args(WriteMode):
+            raise ConfigError(f"mode must be 'write-behind' or 'write-through', got {mode!r}")
+        _check_seconds("commit_deadline_s", commit_deadline_s)
+        _check_seconds("read_grace_s", read_grace_s, zero=True)
+        self._mode: WriteMode = mode
+        self._journal = journal
+        self._commit_deadline_s = commit_deadline_s
+        self._pid = os.getpid()
+        self._pending = PendingWrites(
+            max_ops=max_ops,
+            max_delay_s=max_delay_s,
+            max_bytes=max_bytes,
+            max_pending_ops=max_pending_ops,
+            max_pending_bytes=max_pending_bytes,
+            read_grace_s=read_grace_s,
+            timer=timer,
+        )
+        self._changed = threading.Condition(threading.Lock())
+        self._callbacks = Callbacks(on_accepted, on_committed, on_failed, on_error)
+        self._flusher = Flusher(
+            store,
+            journal,
+            self._pending,
+            self._changed,
+            self._callbacks,
+            Backoff(rng=rng),
+            commit_deadline_s,
+        )
+        self._intake = Intake(self._pending, self._flusher, journal, self._callbacks, self._changed)
+        self._start_lock = threading.Lock()
+        self._replayed = 0
+        self._recovered = False
+        self._started = False
+
+    # Writing.
+
+    def write(
+        self,
+        operations: Sequence[Operation],
+        *,
+        until: Until = "journal",
+        deadline: float | None = None,
+    ) -> list[int] | None:
+        """Write, and return when it is acknowledged: in the journal, or with "store" committed.
+
+        Returns each operation's version when committed, else None. With `until="journal"` and no
+        journal it is acknowledged when it is in memory. "store" asks for a flush at once. Where
+        the write is one commit (see the class) it is acknowledged when committed, whatever
+        `until` says.
+
+        `deadline` is of `time.monotonic()`; None stands for `commit_deadline_s` from now. Raises
+        RequestError for a malformed operation, BufferFullError when there was no room,
+        JournalFull or another JournalError, what the store raised when it rejected an operation
+        (of several: the first), and StoreTimeout when the acknowledgement did not come in time:
+        its text says whether the write may still happen.
+        """
+        call, encoded = self._prepare(operations, until, deadline)
+        if not call.operations:
+            return None
+        self.start()
+        waiter = ThreadWaiter()
+        if encoded is None:
+            self._intake.enqueue(call, waiter)
+        else:
+            room = ThreadWaiter()
+            if not self._intake.reserve(call, room):
+                if room.wait(call.deadline):
+                    room.result()
+                else:
+                    self._intake.leave_queue(call, room)
+            self._intake.submit(call, encoded, waiter, until)
+        if not waiter.wait(call.deadline + _GRACE_S):
+            self._intake.abandon(call, waiter)
+        return waiter.result()
+
+    async def awrite(
+        self,
+        operations: Sequence[Operation],
+        *,
+        until: Until = "journal",
+        deadline: float | None = None,
+    ) -> list[int] | None:
+        """Write without blocking the event loop; see `write`.
+
+        A cancelled call may have been accepted; one that still waited for room was not.
+        """
+        call, encoded = self._prepare(operations, until, deadline)
+        if not call.operations:
+            return None
+        if not self._is_ready():
+            await asyncio.to_thread(self.start)
+        waiter = LoopWaiter()
+        if encoded is None:
+            self._intake.enqueue(call, waiter)
+        else:
+            room = LoopWaiter()
+            if not self._intake.reserve(call, room):
+                await self._intake.wait_for_room(call, room)
+            self._intake.submit(call, encoded, waiter, until)
+        if not await waiter.wait(call.deadline + _GRACE_S):
+            self._intake.abandon(call, waiter)
+            await waiter.wait(math.inf)
+        return waiter.result()
+
+    def _prepare(
+        self, operations: Sequence[Operation], until: Until, deadline: float | None
+    ) -> tuple[WriteCall, list[EncodedOperation] | None]:
+        self._check_usable()
+        if until not in get_args(Until):
+            raise RequestError(f"until must be 'journal' or 'store', got {until!r}")
+        self._check_thread("write")
+        return prepare(
+            operations,
+            self._end(deadline, self._commit_deadline_s),
+            direct=self._mode == "write-through",
+            max_ops=self._pending.max_pending_ops,
+        )
+
+    # Reading.
+
+    @property
+    def mode(self) -> WriteMode:
+        """The mode: "write-behind" or "write-through"."""
+        return self._mode
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether `overlay` may change any document. Takes no lock."""
+        return self._pending.visible
+
+    def overlay(self, document: Document) -> Document:
+        """Return `document` with the operations that its reader must see and the store lacked.
+
+        The same object when there are none; its version stays that of `document`.
+        """
+        if not self._pending.visible:
+            return document
+        self._check_process()
+        with self._changed:
+            return self._pending.overlay(document)
+
+    def pending(self, path: str) -> list[Operation]:
+        """Return the operations on the document `path` that the store does not have yet."""
+        self._check_process()
+        with self._changed:
+            return self._pending.pending(path)
+
+    def pending_in(self, collection: str) -> bool:
+        """Return whether operations on documents directly in `collection` are pending. O(1)."""
+        check_collection(collection)
+        self._check_process()
+        with self._changed:
+            return collection in self._pending.collections
+
+    # Flushing, and its life.
+
+    def flush(self, deadline: float | None = None) -> None:
+        """Wait until everything accepted before is in the store, or was rejected by it.
+
+        None stands for 30 seconds. Raises StoreTimeout naming how many are left; they stay
+        pending and are tried again.
+        """
+        self._check_usable()
+        self._check_thread("flush")
+        self.start()
+        end = self._end(deadline, _FLUSH_S)
+        waiter = ThreadWaiter()
+        if self._is_flushed(waiter) or waiter.wait(end):
+            return
+        self._stop_waiting(waiter)
+
+    async def aflush(self, deadline: float | None = None) -> None:
+        """Flush without blocking the event loop; see `flush`."""
+        self._check_usable()
+        if not self._is_ready():
+            await asyncio.to_thread(self.start)
+        end = self._end(deadline, _FLUSH_S)
+        waiter = LoopWaiter()
+        if self._is_flushed(waiter) or await waiter.wait(end):
+            return
+        self._stop_waiting(waiter)
+
+    def _is_flushed(self, waiter: Waiter) -> bool:
+        with self._changed:
+            goal = self._flusher.request_flush()
+            if self._flusher.is_done(goal):
+                return True
+            self._flusher.idle_waiters.append((goal, waiter))
+            return False
+
+    def _stop_waiting(self, waiter: Waiter) -> None:
+        with self._changed:
+            waiting = self._flusher.idle_waiters
+            left = [item for item in waiting if item[1] is not waiter]
+            if len(left) == len(waiting):
+                return  # done at the last moment
+            self._flusher.idle_waiters = left
+            count, failure = len(self._pending.open), self._flusher.last_error
+        raise StoreTimeout(
+            f"{count} operations are not in the store at the deadline; they stay pending"
+            f"{because(failure)}"
+        ) from failure
+
+    def start(self) -> None:
+        """Replay what the journal holds and start the flushing thread. Idempotent.
+
+        Recovered operations are visible to readers on return, and committed before newer ones of
+        the same documents. Raises JournalError when the journal cannot be read.
+        """
+        self._check_usable()
+        if self._is_ready():
+            return
+        with self._start_lock:
+            if not self._recovered:
+                self._recover()
+                self._recovered = True
+            with self._changed:
+                self._intake.check_open()
+                self._flusher.start()
+                self._started = True
+
+    def _recover(self) -> None:
+        if self._journal is None:
+            return
+        recovered = self._journal.recover()
+        if not recovered:
+            return
+        self._callbacks.accepted([operation for _, operation in recovered])
+        with self._changed:
+            for seq, operation in recovered:
+                size = encode_operation(operation).size
+                self._pending.accept_recovered(seq, operation, size)
+            self._replayed = len(recovered)
+            self._flusher.request_flush()
+        logger.info("%d operations replayed from the journal", len(recovered))
+
+    def _is_ready(self) -> bool:
+        return self._started and self._flusher.running
+
+    def configure(self, *, max_ops: int | None = None, max_delay_s: float | None = None) -> None:
+        """Change when a batch is due; both or, on a ConfigError, none."""
+        self._check_usable()
+        if max_ops is not None:
+            _check_count("max_ops", max_ops)
+        if max_delay_s is not None:
+            _check_seconds("max_delay_s", max_delay_s, zero=True)
+        with self._changed:
+            if max_ops is not None:
+                self._pending.buffer.max_ops = max_ops
+            if max_delay_s is not None:
+                self._pending.buffer.max_delay = max_delay_s
+            self._changed.notify_all()
+
+    def close(self, deadline: float | None = None) -> None:
+        """Refuse new writes, flush, and end the flushing thread. Idempotent.
+
+        None stands for 30 seconds. Raises StoreTimeout naming how many operations the store does
+        not have at the deadline: they stay in the journal for the next start; without a journal
+        they are lost, and `on_failed` is told of each. The journal is not closed: whoever made it
+        does that, afterwards. In a child made by fork this does nothing: the writes are the
+        parent's.
+        """
+        if os.getpid() != self._pid:
+            return
+        if self._flusher.is_this_thread or self._callbacks.running_here:
+            raise RequestError(
+                "a callback of the batcher cannot close it: it would wait for itself"
+            )
+        end = self._end(deadline, _FLUSH_S)
+        waiter = ThreadWaiter()
+        with self._start_lock, self._changed:
+            if self._intake.closing:
+                return
+            self._intake.close()
+            self._flusher.request_flush()
+            if self._started:
+                self._flusher.start()  # again, should it have died
+            quiet = self._flusher.is_done(None)
+            if not quiet:
+                self._flusher.idle_waiters.append((None, waiter))
+        quiet = quiet or waiter.wait(end)
+        with self._changed:
+            thread = self._flusher.stop()
+        if thread is not None:
+            thread.join(max(_JOIN_S, left_until(end)) if quiet else _JOIN_S)
+        self._settle_rest(stuck=thread is not None and thread.is_alive())
+
+    async def aclose(self, deadline: float | None = None) -> None:
+        """Close without blocking the event loop; see `close`."""
+        await asyncio.to_thread(self.close, deadline)
+
+    def _settle_rest(self, *, stuck: bool) -> None:
+        """Tell of what close() could not get into the store; raises StoreTimeout if anything."""
+        with self._changed:
+            rest = list(self._pending.open.values())
+            direct = [*self._flusher.direct, *self._flusher.committing]
+            self._flusher.direct.clear()
+            failure = self._flusher.last_error
+            count = len(rest) + self._pending.reserved + sum(len(d.operations) for d in direct)
+            if not count:
+                return
+            kept = (
+                "they are lost, for there is no journal"
+                if self._journal is None
+                else f"they stay in the journal {self._journal.path!r} for the next start"
+            )
+            error = StoreTimeout(
+                f"closed with {count} operations that the store did not acknowledge: {kept}"
+                + ("; the store is still busy with a commit" if stuck else "")
+                + because(failure)
+            )
+            calls = {id(part.call): part.call for part in rest if part.call is not None}
+            for call in [*calls.values(), *direct]:
+                waiter, call.waiter = call.waiter, None
+                if waiter is not None:
+                    waiter.resolve(error=error)
+            lost = [] if self._journal is not None or stuck else self._pending.drop_all()
+        self._callbacks.failed(lost, error)
+        raise error from failure
+
+    def get_stats(self) -> BatcherReport:
+        """Return the counters; never waits for I/O."""
+        self._check_process()
+        journal = None if self._journal is None else self._journal.get_stats()
+        with self._changed:
+            pending, flusher = self._pending, self._flusher
+            oldest = pending.oldest()
+            age = 0.0 if oldest is None else max(0.0, pending.timer() - oldest.accepted_at)
+            error = flusher.last_error
+            return BatcherReport(
+                mode=self._mode,
+                running=flusher.running,
+                pending=len(pending.open),
+                pending_bytes=pending.bytes_held,
+                oldest_age_s=age,
+                accepted=pending.accepted,
+                replayed=self._replayed,
+                coalesced=pending.buffer.stats().coalesced,
+                flushes=flusher.flushes,
+                commits=flusher.commits,
+                committed=flusher.committed,
+                written=flusher.written,
+                retries=flusher.retries,
+                failed=flusher.failed,
+                errors=self._callbacks.errors + flusher.surprises,
+                last_error="" if error is None else f"{type(error).__name__}: {error}",
+                journal_bytes=0 if journal is None else journal.bytes,
+                journal_records=0 if journal is None else journal.records,
+                journal_dead_letters=0 if journal is None else journal.dead_letters,
+                journal_corrupt=0 if journal is None else journal.corrupt,
+            )
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        if not self._is_ready():
+            await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # Checks.
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedError(
+                f"the batcher belongs to process {self._pid}, which forked this one; "
+                "make a BeastModeBatcher after the fork"
+            )
+
+    def _check_usable(self) -> None:
+        self._check_process()
+        self._intake.check_open()
+
+    def _check_thread(self, what: str) -> None:
+        if self._flusher.is_this_thread or self._callbacks.running_here:
+            raise RequestError(f"a callback of the batcher cannot {what}: it would wait for itself")
+
+    def _end(self, deadline: float | None, default_s: float) -> float:
+        if deadline is None:
+            return deadline_in(default_s)
+        if not _is_number(deadline) or math.isnan(deadline):
+            raise RequestError(
+                f"deadline must be seconds of time.monotonic() or None, got {deadline!r}"
+            )
+        return deadline
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be an int of at least 1, got {value!r}")
+
+
+def _check_seconds(name: str, value: object, *, zero: bool = False) -> None:
+    if not _is_number(value) or not 0 <= value < math.inf or (value == 0 and not zero):
+        allowed = "zero or more" if zero else "more than zero"
+        raise ConfigError(f"{name} must be a finite number of seconds, {allowed}, got {value!r}")

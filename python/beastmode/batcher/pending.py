@@ -1,0 +1,373 @@
+"""What has been accepted and is not in the store yet: a state machine without I/O or threads.
+
+Accepted operations stand in a `BatchBuffer`, or, while a batch of them is being committed, among
+those taken; readers see both (`overlay`). A committed operation is still applied, for a while, to
+documents older than its commit: a reader may have asked the store before it and look here after.
+
+Every method is called with the batcher's lock held. Numbered invariants, verified by `_check()`:
+
+1. `open` holds exactly the accepted operations of the buffer's and the taken entries, by number.
+2. Operations of one path lie, oldest first, in the taken entries and then in the buffer.
+3. `ops_held` and `bytes_held` are the sums over `open` and over the reservations.
+4. `collections` counts the open operations of each collection.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Sequence
+
+from beastcore import BatchBuffer
+from beastmode.batcher.waiting import Waiter
+from beastmode.errors import DocumentMissing
+from beastmode.stores.documents import (
+    Delete,
+    Document,
+    Operation,
+    Set,
+    apply,
+    collection_of,
+    combine,
+    freeze,
+)
+
+__all__ = ["Entry", "Part", "PendingWrites", "WriteCall"]
+
+_MAX_RECENT = 20_000
+
+
+class WriteCall:
+    """One call of `write`: its operations, and who waits for what became of them."""
+
+    __slots__ = (
+        "after",
+        "deadline",
+        "error",
+        "left",
+        "operations",
+        "sizes",
+        "stage",
+        "versions",
+        "waiter",
+    )
+
+    def __init__(
+        self, operations: Sequence[Operation], sizes: Sequence[int], deadline: float
+    ) -> None:
+        self.operations = operations
+        self.sizes = sizes
+        self.deadline = deadline
+        self.waiter: Waiter | None = None
+        self.stage = "waiting for room"
+        self.after = 0
+        self.versions = [0] * len(operations)
+        self.left = len(operations)
+        self.error: BaseException | None = None
+
+    @property
+    def paths(self) -> set[str]:
+        """The documents it changes."""
+        return {operation.path for operation in self.operations}
+
+
+class Part:
+    """One accepted operation."""
+
+    __slots__ = ("accepted_at", "call", "index", "number", "operation", "seq", "size")
+
+    def __init__(
+        self,
+        operation: Operation,
+        seq: int | None,
+        size: int,
+        *,
+        call: WriteCall | None = None,
+        index: int = 0,
+    ) -> None:
+        self.operation = operation
+        self.seq = seq
+        self.size = size
+        self.call = call
+        self.index = index
+        self.number = 0
+        self.accepted_at = 0.0
+
+
+class Entry:
+    """One operation for the store, which stands for one or more accepted ones."""
+
+    __slots__ = ("operation", "parts", "size")
+
+    def __init__(self, operation: Operation, parts: list[Part], size: int) -> None:
+        self.operation = operation
+        self.parts = parts
+        self.size = size
+
+
+class _Recent:
+    """A committed operation that older documents still need."""
+
+    __slots__ = ("expires_at", "operation", "version")
+
+    def __init__(self, operation: Operation, version: int, expires_at: float) -> None:
+        self.operation = operation
+        self.version = version
+        self.expires_at = expires_at
+
+
+def merge_entries(older: Entry, newer: Entry) -> Entry | None:
+    """Return one entry for both, or None; `older` is given up. Amortised O(parts of `newer`)."""
+    operation = combine(older.operation, newer.operation)
+    if operation is None:
+        return None
+    older.parts.extend(newer.parts)
+    if operation is newer.operation:
+        newer.parts = older.parts
+        return newer  # the same object, so the buffer takes its size alone
+    return Entry(operation, older.parts, older.size + newer.size)
+
+
+class PendingWrites:
+    """See the module. Seconds are those of `timer`."""
+
+    def __init__(
+        self,
+        *,
+        max_ops: int,
+        max_delay_s: float,
+        max_bytes: int,
+        max_pending_ops: int,
+        max_pending_bytes: int,
+        read_grace_s: float,
+        timer: Callable[[], float],
+    ) -> None:
+        self.buffer: BatchBuffer[str, Entry] = BatchBuffer(
+            max_ops, max_delay_s, max_bytes=max_bytes, merge=merge_entries, timer=timer
+        )
+        self.max_pending_ops = max_pending_ops
+        self.max_pending_bytes = max_pending_bytes
+        self.read_grace_s = read_grace_s
+        self.timer = timer
+        self.open: OrderedDict[int, Part] = OrderedDict()
+        self.collections: Counter[str] = Counter()
+        self.ops_held = 0
+        self.bytes_held = 0
+        self.reserved = 0
+        self.accepted = 0
+        self._queue: deque[tuple[int, int, Waiter]] = deque()
+        self._taken: dict[int, tuple[str, Entry]] = {}
+        self._in_flight: dict[str, deque[Entry]] = {}
+        self._recent: dict[str, deque[_Recent]] = {}
+        self._recent_order: deque[tuple[str, _Recent]] = deque()
+
+    # Room for operations that are not accepted yet.
+
+    def reserve(self, count: int, size: int, waiter: Waiter) -> bool:
+        """Take room, or queue `waiter`, to be resolved once the room has been taken for it."""
+        if not self._queue and self._has_room(count, size):
+            self._hold(count, size)
+            return True
+        self._queue.append((count, size, waiter))
+        return False
+
+    def give_up(self, waiter: Waiter) -> bool:
+        """Leave the queue; False when the room was taken meanwhile."""
+        for position, (_, _, queued) in enumerate(self._queue):
+            if queued is waiter:
+                del self._queue[position]
+                self._grant()
+                return True
+        return False
+
+    def give_up_all(self) -> list[Waiter]:
+        """Empty the queue and return who stood in it."""
+        waiters = [waiter for _, _, waiter in self._queue]
+        self._queue.clear()
+        return waiters
+
+    def unreserve(self, count: int, size: int) -> None:
+        """Give back the room of operations that were not accepted."""
+        self.reserved -= count
+        self._release(count, size)
+
+    def _has_room(self, count: int, size: int) -> bool:
+        # What is too large for the byte limit may still come in alone.
+        return self.ops_held + count <= self.max_pending_ops and (
+            self.bytes_held + size <= self.max_pending_bytes or not self.ops_held
+        )
+
+    def _hold(self, count: int, size: int) -> None:
+        self.ops_held += count
+        self.bytes_held += size
+        self.reserved += count
+
+    def _release(self, count: int, size: int) -> None:
+        self.ops_held -= count
+        self.bytes_held -= size
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._queue:
+            count, size, waiter = self._queue[0]
+            if not self._has_room(count, size):
+                return
+            self._queue.popleft()
+            self._hold(count, size)
+            waiter.resolve()
+
+    # Accepting.
+
+    def accept(self, call: WriteCall, seqs: Sequence[int] | None) -> None:
+        """Make the operations of `call`, whose room is reserved, visible and pending."""
+        self.reserved -= len(call.operations)
+        for index, operation in enumerate(call.operations):
+            seq = None if seqs is None else seqs[index]
+            self._add(Part(operation, seq, call.sizes[index], call=call, index=index))
+
+    def accept_recovered(self, seq: int, operation: Operation, size: int) -> None:
+        """Make an operation of an earlier run visible and pending, whether there is room or not."""
+        self.ops_held += 1
+        self.bytes_held += size
+        self._add(Part(operation, seq, size))
+
+    def _add(self, part: Part) -> None:
+        self.accepted += 1
+        part.number = self.accepted
+        part.accepted_at = self.timer()
+        path = part.operation.path
+        self.open[part.number] = part
+        self.collections[collection_of(path)] += 1
+        self.buffer.add(path, Entry(part.operation, [part], part.size), size=part.size)
+
+    # Committing.
+
+    def take(self, limit: int) -> list[Entry]:
+        """Take the next batch, at most `limit` entries, each path's in order."""
+        items = self.buffer.drain(limit) if self.buffer else []
+        for item in items:
+            path, entry = item
+            self._taken[id(entry)] = item
+            self._in_flight.setdefault(path, deque()).append(entry)
+        return [entry for _, entry in items]
+
+    def settle(self, entry: Entry, version: int | None) -> None:
+        """Forget a taken entry: committed at `version`, or (None) rejected."""
+        path, _ = self._taken.pop(id(entry))
+        line = self._in_flight[path]
+        line.remove(entry)
+        if not line:
+            del self._in_flight[path]
+        if version is not None:
+            self.remember(entry.operation, version)
+        collection = collection_of(path)
+        for part in entry.parts:
+            del self.open[part.number]
+            self._release(1, part.size)
+        self.collections[collection] -= len(entry.parts)
+        if not self.collections[collection]:
+            del self.collections[collection]
+
+    def put_back(self) -> None:
+        """Put what is taken and not settled back in front of everything newer."""
+        items = list(self._taken.values())
+        self.buffer.restore(items)
+        self._taken.clear()
+        self._in_flight.clear()
+
+    def drop_all(self) -> list[Operation]:
+        """Forget every operation, and return those that were open."""
+        operations = [part.operation for part in self.open.values()]
+        self.put_back()
+        for entry in self.take(len(self.buffer)):
+            self.settle(entry, None)
+        return operations
+
+    def is_waiting(self, path: str, number: int) -> bool:
+        """Return whether the buffer holds an operation on `path` accepted up to `number`."""
+        line = self.buffer.pending(path)
+        return bool(line) and line[0].parts[0].number <= number
+
+    def oldest(self) -> Part | None:
+        """Return the operation accepted first of those that are open."""
+        return next(iter(self.open.values()), None)
+
+    # Reading.
+
+    def remember(self, operation: Operation, version: int) -> None:
+        """Keep a committed operation for readers of older documents, for `read_grace_s`."""
+        path = operation.path
+        line = self._recent.setdefault(path, deque())
+        if isinstance(operation, (Set, Delete)):
+            line.clear()
+        record = _Recent(operation, version, self.timer() + self.read_grace_s)
+        line.append(record)
+        self._recent_order.append((path, record))
+        self.expire_recent()
+
+    def expire_recent(self) -> float | None:
+        """Drop what no reader needs any more; return when the next one is due, or None."""
+        now = self.timer()
+        while self._recent_order:
+            path, record = self._recent_order[0]
+            if record.expires_at > now and len(self._recent_order) <= _MAX_RECENT:
+                return record.expires_at
+            self._recent_order.popleft()
+            line = self._recent.get(path)
+            if line and line[0] is record:
+                line.popleft()
+                if not line:
+                    del self._recent[path]
+        return None
+
+    @property
+    def visible(self) -> bool:
+        """Whether any document may have something to overlay. Needs no lock."""
+        return bool(self.open) or bool(self._recent)
+
+    def pending(self, path: str) -> list[Operation]:
+        """Return the operations on `path` that the store does not have yet, in order."""
+        entries = [*self._in_flight.get(path, ()), *self.buffer.pending(path)]
+        return [entry.operation for entry in entries]
+
+    def overlay(self, document: Document) -> Document:
+        """Return `document` as it is once every operation on it is in the store.
+
+        The same object when there is none. An `Update` without a document is left out: the store
+        will reject it.
+        """
+        path = document.path
+        operations = [
+            record.operation
+            for record in self._recent.get(path, ())
+            if record.version > document.version
+        ]
+        operations += self.pending(path)
+        if not operations:
+            return document
+        data = document.data
+        for operation in operations:
+            try:
+                data = apply(operation, data)
+            except DocumentMissing:
+                continue
+        if data is document.data:
+            return document
+        return Document(path, freeze(data), document.version)
+
+    def _check(self) -> None:
+        """Verify the numbered invariants; AssertionError names the broken one. For tests."""
+        paths = {part.operation.path for part in self.open.values()}
+        entries = {
+            path: [*self._in_flight.get(path, ()), *self.buffer.pending(path)] for path in paths
+        }
+        numbers = [
+            part.number for line in entries.values() for entry in line for part in entry.parts
+        ]
+        assert sorted(numbers) == sorted(self.open), "invariant 1"
+        assert sum(map(len, entries.values())) == len(self.buffer) + len(self._taken), "invariant 1"
+        for line in entries.values():
+            order = [part.number for entry in line for part in entry.parts]
+            assert order == sorted(order), "invariant 2"
+        assert self.ops_held == len(self.open) + self.reserved, "invariant 3"
+        counted = Counter(collection_of(part.operation.path) for part in self.open.values())
+        assert counted == self.collections, "invariant 4"
