@@ -21,6 +21,7 @@ from beastmode.cost import MeterReport, Prices, reduction
 
 __all__ = [
     "NOT_YET_KNOWN",
+    "Histogram",
     "Kpi",
     "KpiRow",
     "LatencySummary",
