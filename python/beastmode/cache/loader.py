@@ -237,8 +237,8 @@ class Loader:
                 try:
                     self._on_error(error)
                 except Exception:  # noqa: BLE001 - the hook is the user's; it is counted
-                    self._state.hook_errors += 1
                     _log.exception("on_error raised")
+                    self._state.hook_errors += 1
 
     def _abandon(self, flights: list[Flight]) -> None:
         for flight in flights:
