@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable
 from typing import Any, SupportsFloat, SupportsIndex
 
+from beastcore._types import BatchItem
+
 __all__ = [
     "MAX_IDLE",
     "MAX_SLOTS",
@@ -20,7 +22,10 @@ __all__ = [
     "TICKS_PER_SECOND",
     "check_callable",
     "check_count",
+    "check_item",
+    "check_op_size",
     "check_policy",
+    "check_priority",
     "check_seconds",
     "check_time",
     "check_ttl",
@@ -110,6 +115,26 @@ def check_time(value: object) -> float:
     if not math.isfinite(number):
         raise ValueError(f"timer() must return seconds as a float, got {value!r}")
     return number
+
+
+def check_op_size(value: object) -> int:
+    """Return the size of an operation in bytes as an int from 0 to MAX_WEIGHT_EACH."""
+    return check_count("size", value, minimum=0, maximum=MAX_WEIGHT_EACH)
+
+
+def check_priority(value: object) -> int:
+    """Return the priority of an operation as an int of 32 bits with sign."""
+    return check_count("priority", value, minimum=-(2**31), maximum=2**31 - 1)
+
+
+def check_item(position: int, item: object) -> tuple[int, int, float | None]:
+    """Return size, priority and time of a drained `(key, op)` pair; 0, 0, None of a plain one."""
+    if not isinstance(item, tuple) or len(item) != 2:
+        raise TypeError(f"restore item {position} must be a (key, op) pair, got {item!r}")
+    if not isinstance(item, BatchItem):
+        return 0, 0, None
+    added_at = None if item.added_at is None else check_time(item.added_at)
+    return check_op_size(item.size), check_priority(item.priority), added_at
 
 
 def check_callable(name: str, value: object) -> None:

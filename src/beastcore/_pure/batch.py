@@ -33,6 +33,9 @@ from beastcore._validate import (
     MAX_WEIGHT_TOTAL,
     check_callable,
     check_count,
+    check_item,
+    check_op_size,
+    check_priority,
     check_seconds,
     check_time,
 )
@@ -41,8 +44,6 @@ __all__ = ["BatchBuffer"]
 
 K = TypeVar("K")
 Op = TypeVar("Op")
-
-_MAX_PRIORITY = 2**31 - 1
 
 
 class _Pending:
@@ -229,10 +230,8 @@ class BatchBuffer(Generic[K, Op]):
         An error of `merge`, of the timer or of the key's `__hash__` or `__eq__` changes nothing.
         O(1), plus O(log keys) when the key's priority rises.
         """
-        size = check_count("size", size, minimum=0, maximum=MAX_WEIGHT_EACH)
-        priority = check_count(
-            "priority", priority, minimum=-_MAX_PRIORITY - 1, maximum=_MAX_PRIORITY
-        )
+        size = check_op_size(size)
+        priority = check_priority(priority)
         key_hash = hash(key)
         now = self._read()
         lane = self._lane(key, key_hash)
@@ -402,38 +401,38 @@ class BatchBuffer(Generic[K, Op]):
         All items are checked before anything changes: TypeError when one is no pair or its key
         cannot be hashed. O(items).
         """
-        pairs: list[tuple[tuple[Any, Any], int]] = []
-        given: Iterable[object] = items
+        checked: list[tuple[Any, Any, int, int, float | None]] = []
+        hashes: list[int] = []
+        given: Iterable[Any] = items
         for position, item in enumerate(given):
-            if not isinstance(item, tuple) or len(item) != 2:
-                raise TypeError(f"restore item {position} must be a (key, op) pair, got {item!r}")
-            pairs.append((item, hash(item[0])))
+            details = check_item(position, item)
+            checked.append((*item, *details))
+            hashes.append(hash(item[0]))
         now = self._read()
         lanes: list[_Lane] = []
         try:
-            for item, key_hash in pairs:
-                lane = self._lane(item[0], key_hash)
+            for (key, *_), key_hash in zip(checked, hashes, strict=True):
+                lane = self._lane(key, key_hash)
                 lane.pins += 1
                 lanes.append(lane)
         except BaseException:
             for lane in lanes:
                 self._unpin(lane)
             raise
-        for (item, _), lane in zip(reversed(pairs), reversed(lanes), strict=True):
+        for (_, op, size, priority, added_at), lane in zip(
+            reversed(checked), reversed(lanes), strict=True
+        ):
             lane.pins -= 1
-            self._put_back(lane, item, now)
+            oldest = self._oldest() if self._times else now
+            if added_at is not None:
+                oldest = min(oldest, added_at)
+            self._put_back(lane, op, size, priority, oldest)
 
-    def _put_back(self, lane: _Lane, item: tuple[K, Op], now: float) -> None:
+    def _put_back(self, lane: _Lane, op: Any, size: int, priority: int, added_at: float) -> None:
         """Put one operation in front of all others, in its lane and in age."""
-        added_at = self._oldest() if self._times else now
-        size = priority = 0
-        if isinstance(item, BatchItem):
-            size, priority = item.size, item.priority
-            if item.added_at is not None:
-                added_at = min(added_at, item.added_at)
         self._version += 1
         self._front -= 1
-        pending = _Pending(item[1], size, priority, self._front, added_at)
+        pending = _Pending(op, size, priority, self._front, added_at)
         lane.appendleft(pending)
         self._times[pending.number] = pending
         self._times.move_to_end(pending.number, last=False)
