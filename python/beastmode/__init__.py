@@ -1,0 +1,75 @@
+"""beastmode: a request path over a document store: cached, batched, synchronised, measured.
+
+`BeastModeOptimizer` is the way in. It serves documents out of a `BeastModeCache`, collects writes
+in a `BeastModeBatcher`, follows the store through `BeastModeRealTimeSync`, keeps users in a
+`BeastModeConnectionPool`, takes its settings from a `BeastModeConfig`, and tells what all that is
+worth with `get_performance_stats()`.
+
+    from beastmode import BeastModeOptimizer, Request
+
+    with BeastModeOptimizer("app.db") as optimizer:
+        optimizer.handle_request_sync("ada", Request.set("users/ada", {"langs": ["Python"]}))
+        print(optimizer.handle_request_sync("ada", Request.get("users/ada")).data)
+
+The embedded `SQLiteStore` and everything here run on the standard library alone.
+"""
+
+from __future__ import annotations
+
+from beastcore import __version__
+from beastmode.batcher import BeastModeBatcher
+from beastmode.cache import BeastModeCache, Rule
+from beastmode.config import BeastModeConfig
+from beastmode.connections import BeastModeConnectionPool
+from beastmode.cost import Prices
+from beastmode.errors import BeastError
+from beastmode.optimizer import BeastModeOptimizer
+from beastmode.requests import Request, Response
+from beastmode.stats import PerformanceStats
+from beastmode.stores.base import AsyncStore, Change, Filter, Order, Query, Store, Target
+from beastmode.stores.documents import (
+    DELETE_FIELD,
+    Delete,
+    Document,
+    Merge,
+    Operation,
+    Precondition,
+    Set,
+    Update,
+)
+from beastmode.stores.sqlite import SQLiteStore
+from beastmode.stores.threaded import ThreadedAsyncStore
+from beastmode.sync import BeastModeRealTimeSync
+
+__all__ = [
+    "DELETE_FIELD",
+    "AsyncStore",
+    "BeastError",
+    "BeastModeBatcher",
+    "BeastModeCache",
+    "BeastModeConfig",
+    "BeastModeConnectionPool",
+    "BeastModeOptimizer",
+    "BeastModeRealTimeSync",
+    "Change",
+    "Delete",
+    "Document",
+    "Filter",
+    "Merge",
+    "Operation",
+    "Order",
+    "PerformanceStats",
+    "Precondition",
+    "Prices",
+    "Query",
+    "Request",
+    "Response",
+    "Rule",
+    "SQLiteStore",
+    "Set",
+    "Store",
+    "Target",
+    "ThreadedAsyncStore",
+    "Update",
+    "__version__",
+]

@@ -12,6 +12,7 @@ no silent fall-back. `compiled` tells which one is in use.
 from __future__ import annotations
 
 import os as _os
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from beastcore._errors import BeastError, CapacityError, TableFullError
 from beastcore._types import BatchStats, CacheInfo, CacheStats, RemovalCause, TableStats
@@ -20,17 +21,7 @@ from beastcore._version import __version__
 compiled: bool
 """True when the compiled engine is in use, False for the pure-Python twin."""
 
-if _os.environ.get("BEASTCORE_PURE") == "1":
-    compiled = False
-    from beastcore._pure import (
-        BatchBuffer,
-        Cache,
-        Conn,
-        ConnectionTable,
-        LatencyHistogram,
-        cached,
-    )
-else:
+if _TYPE_CHECKING or _os.environ.get("BEASTCORE_PURE") != "1":
     compiled = True
     try:
         from beastcore._batch import BatchBuffer
@@ -44,6 +35,16 @@ else:
             "./dev build; otherwise reinstall with: pip install --force-reinstall beastcore. "
             "To use the slower pure-Python engine, set the environment variable BEASTCORE_PURE=1."
         ) from error
+else:
+    compiled = False
+    from beastcore._pure import (
+        BatchBuffer,
+        Cache,
+        Conn,
+        ConnectionTable,
+        LatencyHistogram,
+        cached,
+    )
 
 __all__ = [
     "BatchBuffer",

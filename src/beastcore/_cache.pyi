@@ -7,9 +7,11 @@ from beastcore._types import CacheStats, RemovalCause
 K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
+K_co = TypeVar("K_co", covariant=True)
+V_co = TypeVar("V_co", covariant=True)
 
-class _SupportsItems(Protocol[K, V]):
-    def items(self) -> Iterable[tuple[K, V]]: ...
+class _SupportsItems(Protocol[K_co, V_co]):
+    def items(self) -> Iterable[tuple[K_co, V_co]]: ...
 
 @final
 class Cache(Generic[K, V]):

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final, Self, TypeVar
 
 from beastmode.errors import (
@@ -132,6 +132,10 @@ class ThreadedAsyncStore:
 
     async def close(self) -> None:
         """Refuse new calls, wait at most `close_patience_s` for those that run. Idempotent."""
+        await asyncio.to_thread(self.shut_down)
+
+    def shut_down(self) -> None:
+        """As `close`, for threads; blocks meanwhile."""
         if os.getpid() != self._pid:
             self._closed = True
             return
@@ -141,21 +145,13 @@ class ThreadedAsyncStore:
             running = list(self._running)
         if was_closed:
             return
-        if running:
-            futures = [asyncio.wrap_future(future) for future in running]
-            _, late = await asyncio.wait(futures, timeout=self._close_patience_s)
-            for future in futures:
-                if future in late:
-                    # Forgets the future only: a call that runs cannot be cancelled.
-                    future.add_done_callback(_forget)
-                else:
-                    _forget(future)
-            if late:
-                logger.warning("%d calls of the store still run at close", len(late))
+        late = wait(running, timeout=self._close_patience_s).not_done
+        if late:
+            logger.warning("%d calls of the store still run at close", len(late))
         if executor is not None:
             executor.shutdown(wait=False)
         if self._close_store:
-            await asyncio.to_thread(self.store.close)
+            self.store.close()
 
     def _deadline(self, deadline: float | None) -> float:
         return time.monotonic() + self._deadline_s if deadline is None else deadline

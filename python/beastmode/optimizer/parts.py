@@ -1,0 +1,233 @@
+"""Parts: the components that an optimizer runs on, made, started, configured and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from beastmode.batcher import BatcherReport, BeastModeBatcher
+from beastmode.cache import BeastModeCache, CacheReport, Rule
+from beastmode.config import BeastModeConfig
+from beastmode.connections import BeastModeConnectionPool, ConnectionReport
+from beastmode.cost import Meter
+from beastmode.errors import ConfigError
+from beastmode.housekeeping import Housekeeper, JobReport
+from beastmode.journal import Journal
+from beastmode.stores.base import AsyncStore, Store, StoreHealth
+from beastmode.stores.documents import Delete, Document, Operation, Set, freeze
+from beastmode.stores.metered import MeteredAsyncStore, MeteredStore
+from beastmode.stores.sqlite import SQLiteStore
+from beastmode.stores.threaded import ThreadedAsyncStore
+from beastmode.sync import BeastModeRealTimeSync, SyncReport
+
+__all__ = ["Parts", "PartsReport", "committed_document"]
+
+logger = logging.getLogger(__name__)
+
+_CLEANUP_S = 1.0
+_CLEANUP_ENTRIES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class PartsReport:
+    """The reports of all components at one moment."""
+
+    cache: CacheReport
+    batcher: BatcherReport
+    connections: ConnectionReport
+    sync: SyncReport
+    jobs: list[JobReport]
+    store: StoreHealth | None
+    """What the store's last probe found; None before the first."""
+
+
+def committed_document(operation: Operation, version: int) -> Document | None:
+    """Return what the store holds after `operation`, or None where that is not certain.
+
+    Only a `Set` and a `Delete` tell: the others may have met another writer's fields.
+    """
+    if isinstance(operation, Set):
+        return Document(operation.path, freeze(operation.data), version)
+    if isinstance(operation, Delete):
+        return Document(operation.path, None, version)
+    return None
+
+
+class Parts:
+    """Makes every component from a config and wires them; owns those that it made.
+
+    `store` given as an object stays its owner's; given as a path, or left out, it is a
+    `SQLiteStore` that is closed here.
+    """
+
+    def __init__(
+        self,
+        config: BeastModeConfig,
+        store: Store | None,
+        async_store: AsyncStore | None,
+        rules: Iterable[Rule],
+        on_error: Callable[[BaseException], object] | None,
+    ) -> None:
+        self.meter = Meter()
+        self.health: StoreHealth | None = None
+        self.unflushed: dict[str, int] = {}
+        """Paths with writes that the store does not have yet, and how many."""
+        self._lock = threading.Lock()
+        self._owned: Store | None = None
+        with contextlib.ExitStack() as undo:
+            if store is None:
+                store = self._owned = SQLiteStore(config.store_path, durability=config.durability)
+                undo.callback(store.close)
+            elif isinstance(store, SQLiteStore) and config.journal_path is None:
+                config = config.replace(store_path=str(store.path))
+            self.config = config
+            self.store: Store = MeteredStore(store, self.meter)
+            if async_store is None:
+                self._bridge: ThreadedAsyncStore | None = ThreadedAsyncStore(self.store)
+                self.async_store: AsyncStore = self._bridge
+            else:
+                self._bridge = None
+                self.async_store = MeteredAsyncStore(async_store, self.meter)
+            self.connections = BeastModeConnectionPool(
+                config.max_connections, idle_timeout_s=config.idle_timeout_s
+            )
+            self.cache = BeastModeCache(
+                self.store,
+                None if async_store is None else self.async_store,
+                max_entries=config.cache_max_entries,
+                ttl_s=config.cache_ttl_s,
+                negative_ttl_s=config.negative_ttl_s,
+                max_stale_s=config.max_stale_s,
+                rules=rules,
+                on_error=on_error,
+            )
+            undo.callback(self.cache.close)
+            self._journal: Journal | None = None
+            if config.write_mode == "write-behind" and config.journal_file is not None:
+                self._journal = Journal(config.journal_file, durability=config.durability)
+                undo.callback(self._journal.close)
+            self.batcher = BeastModeBatcher(
+                self.store,
+                self._journal,
+                max_ops=config.batch_max_ops,
+                max_delay_s=config.batch_max_delay_ms / 1000,
+                mode=config.write_mode,
+                on_accepted=self._on_accepted,
+                on_committed=self._on_committed,
+                on_failed=self._on_failed,
+                on_error=on_error,
+            )
+            self.sync = BeastModeRealTimeSync(self.store, self.cache, on_error=on_error)
+            self.housekeeper = Housekeeper(on_error=on_error)
+            for name, (interval_s, job) in self._jobs(config).items():
+                self.housekeeper.add(name, interval_s, job)
+            undo.pop_all()
+
+    def _jobs(self, config: BeastModeConfig) -> dict[str, tuple[float, Callable[[], Any]]]:
+        return {
+            "sync": (config.sync_interval_ms / 1000, self.sync.tick),
+            "health": (config.healing_interval_s, self.probe),
+            "zombies": (config.zombie_cleanup_interval_s, self.connections.cleanup_zombies),
+            "expiry": (_CLEANUP_S, lambda: self.cache.cleanup(_CLEANUP_ENTRIES)),
+        }
+
+    def start(self) -> None:
+        """Replay the journal, begin to follow changes and to keep house."""
+        self.batcher.start()
+        self.probe()
+        self.sync.start()
+        self.housekeeper.start()
+
+    def probe(self) -> StoreHealth:
+        """Ask the store how it is."""
+        self.health = self.store.health()
+        return self.health
+
+    def configure(self, config: BeastModeConfig) -> None:
+        """Bring every component to `config`, or leave all as they were and raise."""
+        before = self.config
+        try:
+            self._apply(config)
+        except BaseException:
+            self._apply(before)
+            raise
+        self.config = config
+
+    def _apply(self, config: BeastModeConfig) -> None:
+        self.connections.configure(
+            max_connections=config.max_connections, idle_timeout_s=config.idle_timeout_s
+        )
+        self.cache.configure(ttl_s=config.cache_ttl_s, max_entries=config.cache_max_entries)
+        self.batcher.configure(
+            max_ops=config.batch_max_ops, max_delay_s=config.batch_max_delay_ms / 1000
+        )
+        for name, (interval_s, _) in self._jobs(config).items():
+            self.housekeeper.set_interval(name, interval_s)
+
+    def report(self) -> PartsReport:
+        """Return every component's report."""
+        return PartsReport(
+            cache=self.cache.get_stats(),
+            batcher=self.batcher.get_stats(),
+            connections=self.connections.get_stats(),
+            sync=self.sync.get_stats(),
+            jobs=self.housekeeper.get_stats(),
+            store=self.health,
+        )
+
+    def close(self, deadline: float | None) -> None:
+        """Flush and end everything, in an order in which nothing is lost; then raise what failed.
+
+        What could not be flushed stays in the journal for the next start.
+        """
+        with contextlib.ExitStack() as stack:  # unwinds from the bottom; every step is taken
+            if self._owned is not None:
+                stack.callback(self._owned.close)
+            if self._journal is not None:
+                stack.callback(self._journal.close)
+            if self._bridge is not None:
+                stack.callback(self._bridge.shut_down)
+            stack.callback(self.connections.close)
+            stack.callback(self.cache.close)
+            stack.callback(self.sync.close)
+            stack.callback(self.batcher.close, deadline)
+            stack.callback(self.housekeeper.close)
+
+    # -- between the batcher and the cache; called by the batcher, one operation at a time ------
+
+    def _on_accepted(self, operation: Operation) -> None:
+        path = operation.path
+        with self._lock:
+            self.unflushed[path] = self.unflushed.get(path, 0) + 1
+        self.cache.write_started(path)
+
+    def _on_committed(self, operation: Operation, version: int) -> None:
+        self.cache.write_finished(operation.path, committed_document(operation, version))
+        self._finished(operation.path)
+
+    def _on_failed(self, operation: Operation, error: BaseException) -> None:
+        logger.error("a buffered write of %r was refused: %s", operation.path, error)
+        self.cache.write_finished(operation.path, None)
+        self._finished(operation.path)
+
+    def _finished(self, path: str) -> None:
+        with self._lock:
+            left = self.unflushed[path] - 1
+            if left:
+                self.unflushed[path] = left
+            else:
+                del self.unflushed[path]
+
+
+def check_store(store: object, async_store: object) -> Store | str | os.PathLike[str] | None:
+    """Return `store` if it is a store, a path or None."""
+    if async_store is not None and not isinstance(async_store, AsyncStore):
+        raise ConfigError(f"async_store must be an AsyncStore or None, got {async_store!r}")
+    if store is None or isinstance(store, (str, os.PathLike, Store)):
+        return store
+    raise ConfigError(f"store must be a Store, the path of a SQLite file or None, got {store!r}")

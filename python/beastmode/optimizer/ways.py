@@ -1,0 +1,180 @@
+"""Ways: how a parsed request is carried out, past beast mode or through it.
+
+Each way exists for threads and for coroutines. They only ask; counting and answering is the
+optimizer's. `active` says whether beast mode serves the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Self
+
+from beastmode.cache import Answer
+from beastmode.optimizer.parts import Parts, committed_document
+from beastmode.requests import Request, Source
+from beastmode.stores.documents import Delete, Document, Operation, Set
+
+__all__ = ["Ways"]
+
+logger = logging.getLogger(__name__)
+
+
+class Ways:
+    """Carries out requests on `parts`.
+
+    Own writes are seen by every read from the moment they were accepted: documents are overlaid
+    with what is pending, queries flush their collection first.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._batcher = parts.batcher
+        self._cache = parts.cache
+        self._store = parts.store
+        self._async_store = parts.async_store
+        self._unflushed = parts.unflushed
+        # Event loops hold tasks weakly, so someone has to hold them.
+        self._commits: set[asyncio.Task[list[int] | None]] = set()
+
+    def get(
+        self, user: str | None, request: Request, deadline: float | None, *, active: bool
+    ) -> tuple[Document, Source]:
+        """Return a document and where it came from."""
+        path = request.path or ""
+        if not active:
+            document = self._store.get(path, deadline=deadline)
+            return self._batcher.overlay(document), "store"
+        if (buffered := self._from_buffer(path)) is not None:
+            return buffered, "buffer"
+        # The optimizer has looked, unless a write was pending.
+        read = self._cache.get if path in self._unflushed else self._cache.load
+        answer = read(path, user=user, deadline=deadline)
+        return self._batcher.overlay(answer.document), answer.source
+
+    async def aget(
+        self, user: str | None, request: Request, deadline: float | None, *, active: bool
+    ) -> tuple[Document, Source]:
+        """As `get`, for coroutines."""
+        path = request.path or ""
+        if not active:
+            document = await self._async_store.get(path, deadline=deadline)
+            return self._batcher.overlay(document), "store"
+        if (buffered := self._from_buffer(path)) is not None:
+            return buffered, "buffer"
+        read = self._cache.aget if path in self._unflushed else self._cache.aload
+        answer = await read(path, user=user, deadline=deadline)
+        return self._batcher.overlay(answer.document), answer.source
+
+    def get_many(
+        self, user: str | None, request: Request, deadline: float | None, *, active: bool
+    ) -> tuple[list[Document], Sequence[Answer] | None]:
+        """Return documents, and the cache's answers where it was asked."""
+        if not active:
+            documents = self._store.get_many(request.paths, deadline=deadline)
+            return self._overlaid(documents), None
+        answers = self._cache.get_many(request.paths, user=user, deadline=deadline)
+        return self._overlaid([answer.document for answer in answers]), answers
+
+    async def aget_many(
+        self, user: str | None, request: Request, deadline: float | None, *, active: bool
+    ) -> tuple[list[Document], Sequence[Answer] | None]:
+        """As `get_many`, for coroutines."""
+        if not active:
+            documents = await self._async_store.get_many(request.paths, deadline=deadline)
+            return self._overlaid(documents), None
+        answers = await self._cache.aget_many(request.paths, user=user, deadline=deadline)
+        return self._overlaid([answer.document for answer in answers]), answers
+
+    def query(self, request: Request, deadline: float | None) -> list[Document]:
+        """Return the documents that a query describes, own writes included."""
+        assert request.query_of is not None
+        if self._batcher.pending_in(request.query_of.collection):
+            self._batcher.flush(deadline)
+        return self._store.query(request.query_of, deadline=deadline).documents
+
+    async def aquery(self, request: Request, deadline: float | None) -> list[Document]:
+        """As `query`, for coroutines."""
+        assert request.query_of is not None
+        if self._batcher.pending_in(request.query_of.collection):
+            await self._batcher.aflush(deadline)
+        result = await self._async_store.query(request.query_of, deadline=deadline)
+        return result.documents
+
+    def write(
+        self, request: Request, deadline: float | None, *, active: bool
+    ) -> tuple[Source, list[int] | None]:
+        """Return what acknowledged the operations, and their versions if the store did."""
+        batcher = self._batcher
+        if active and request.op != "commit":
+            versions = batcher.write(request.operations, deadline=deadline)
+            return ("journal" if versions is None else "store"), versions
+        if any(operation.path in self._unflushed for operation in request.operations):
+            batcher.flush(deadline)
+        with _Direct(self._parts, request.operations) as direct:
+            direct.versions = self._store.commit(request.operations, deadline=deadline)
+        return "store", direct.versions
+
+    async def awrite(
+        self, request: Request, deadline: float | None, *, active: bool
+    ) -> tuple[Source, list[int] | None]:
+        """As `write`, for coroutines."""
+        batcher = self._batcher
+        if active and request.op != "commit":
+            versions = await batcher.awrite(request.operations, deadline=deadline)
+            return ("journal" if versions is None else "store"), versions
+        if any(operation.path in self._unflushed for operation in request.operations):
+            await batcher.aflush(deadline)
+        # A task of its own: when the caller is cancelled the store may commit all the same, and
+        # the cache must then learn of it at the end, not before.
+        task = asyncio.create_task(self._acommit(request.operations, deadline))
+        self._commits.add(task)
+        task.add_done_callback(self._ended)
+        return "store", await asyncio.shield(task)
+
+    async def _acommit(
+        self, operations: Sequence[Operation], deadline: float | None
+    ) -> list[int] | None:
+        with _Direct(self._parts, operations) as direct:
+            direct.versions = await self._async_store.commit(operations, deadline=deadline)
+        return direct.versions
+
+    def _ended(self, task: asyncio.Task[list[int] | None]) -> None:
+        self._commits.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Its caller, unless it was cancelled, raises it as well.
+            logger.debug("a commit failed: %s", error)
+
+    def _from_buffer(self, path: str) -> Document | None:
+        """Return the document if our own pending writes alone tell it: a Set or Delete does."""
+        if path not in self._unflushed:
+            return None
+        pending = self._batcher.pending(path)
+        if not pending or not isinstance(pending[0], (Set, Delete)):
+            return None
+        return self._batcher.overlay(Document(path, None, 0))
+
+    def _overlaid(self, documents: list[Document]) -> list[Document]:
+        return [self._batcher.overlay(document) for document in documents]
+
+
+class _Direct:
+    """A commit that goes past the batcher: the cache learns of it as of any other write."""
+
+    def __init__(self, parts: Parts, operations: Sequence[Operation]) -> None:
+        self._parts = parts
+        self._operations = operations
+        self.versions: list[int] | None = None
+
+    def __enter__(self) -> Self:
+        for operation in self._operations:
+            self._parts.cache.write_started(operation.path)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, operation in enumerate(self._operations):
+            document = None
+            if self.versions is not None:
+                document = committed_document(operation, self.versions[number])
+            self._parts.cache.write_finished(operation.path, document)
