@@ -55,6 +55,7 @@ cdef class Cache:
     cdef int store(self, object key, object value) except -1
 
     cdef uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF
+    cdef uint32_t find_timed(self, object key, double* now_s, uint32_t* tick) except 0xFFFFFFFF
     cdef uint32_t find_live(self, object key, bint drop) except 0xFFFFFFFF
     cdef uint32_t find_at(self, object key, uint32_t mixed, bint timed, double* now_s,
                           uint32_t* tick) except 0xFFFFFFFF

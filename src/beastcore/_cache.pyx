@@ -283,29 +283,32 @@ cdef class Cache:
                             return s
             place = (place + 1) & self.index_mask
 
-    cdef uint32_t find_live(self, object key, bint drop) except 0xFFFFFFFF:
-        """Return the slot of a live entry or 0; with `drop`, remove an expired one."""
+    cdef uint32_t find_timed(self, object key, double* now_s, uint32_t* tick) except 0xFFFFFFFF:
+        """Return the slot of `key`, expired or not, or 0, and the time if the entry has a TTL."""
         cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
         cdef uint32_t s = self.find(key, mixed)
-        cdef uint32_t tick
         cdef uint64_t version
-        cdef double now_s, origin
+        cdef double origin
+        tick[0] = 0
         if s == 0 or not self.slots[s].flags & HAS_TTL:
             return s
         while True:
             version = self.version
-            origin = self.base_s
-            tick = self.read_clock(&now_s)
+            tick[0] = self.read_clock(now_s)
             if self.version == version:
-                break
+                return s
             # The timer changed the cache: find again, and start over if comparing did so too.
             origin = self.base_s
             s = self.find(key, mixed)
-            if s == 0 or not self.slots[s].flags & HAS_TTL:
-                return s
             if self.base_s == origin:
-                break
-        if tick < self.slots[s].expiry:
+                return s
+
+    cdef uint32_t find_live(self, object key, bint drop) except 0xFFFFFFFF:
+        """Return the slot of a live entry or 0; with `drop`, remove an expired one."""
+        cdef double now_s
+        cdef uint32_t tick
+        cdef uint32_t s = self.find_timed(key, &now_s, &tick)
+        if s == 0 or self.cause_of(s, tick) == SIZE:
             return s
         if drop:
             self.drop(s, EXPIRED)
@@ -725,18 +728,16 @@ cdef class Cache:
 
     def expires_in(self, key, /):
         """Return the seconds until `key` expires, None if it never does; KeyError if absent."""
-        cdef uint32_t s = self.find_live(key, False)
         cdef double now_s
-        if s == 0:
+        cdef uint32_t tick
+        cdef uint32_t s = self.find_timed(key, &now_s, &tick)
+        if s == 0 or self.cause_of(s, tick) == EXPIRED:
             raise KeyError(key)
         if not self.slots[s].flags & HAS_TTL:
             return None
-        cdef double due = <double>self.slots[s].expiry
-        cdef double origin = self.base_s
-        self.read_clock(&now_s)
         if self.timer_ is None:
             now_s += <double>COARSE_SLACK_NS * 1e-9
-        return max(0.0, due / TICKS - now_s - (self.base_s - origin))
+        return max(0.0, <double>self.slots[s].expiry / TICKS - now_s)
 
     def touch(self, key, ttl=..., /):
         """Give a live entry a new time to live; False if it is absent.
@@ -977,32 +978,25 @@ cdef class Cache:
         return self.timer_
 
     cdef list snapshot(self, int what):
-        """List what is live, least recently used first. Starts again if the collector, run by an
-        allocation, runs a destructor that changes the cache."""
+        """List what is live, least recently used first."""
         cdef list result = []
         cdef uint32_t s, tick = 0
         cdef double now_s
-        cdef uint64_t version
-        for _ in range(RESTARTS):
-            result.clear()
-            if self.n_ttl:
-                tick = self.read_clock(&now_s)
-            version = self.version
-            s = self.links[0].prev
-            while s != 0:
-                if self.cause_of(s, tick) != EXPIRED:
-                    if what == KEYS:
-                        result.append(<object>self.slots[s].key)
-                    elif what == VALUES:
-                        result.append(<object>self.slots[s].value)
-                    else:
-                        result.append((<object>self.slots[s].key, <object>self.slots[s].value))
-                    if self.version != version:
-                        break
-                s = self.links[s].prev
-            if self.version == version:
-                return result
-        raise RuntimeError("cache kept changing while it was listed")
+        cdef Py_ssize_t i
+        if self.n_ttl:
+            tick = self.read_clock(&now_s)
+        s = self.links[0].prev
+        # Appending to a list starts no collection, so nothing can change the cache on the way.
+        while s != 0:
+            if self.cause_of(s, tick) != EXPIRED:
+                if what != VALUES:
+                    result.append(<object>self.slots[s].key)
+                if what != KEYS:
+                    result.append(<object>self.slots[s].value)
+            s = self.links[s].prev
+        if what == ITEMS:
+            return [(result[i], result[i + 1]) for i in range(0, len(result), 2)]
+        return result
 
     def _check(self):
         """Raise AssertionError if an invariant, named by its number, does not hold. O(slots)."""
