@@ -25,7 +25,7 @@ from beastmode.errors import (
     RequestError,
     StoreTimeout,
 )
-from beastmode.stores.base import Store, deadline_in
+from beastmode.stores.base import Store, check_count, check_seconds, deadline_in
 from beastmode.stores.documents import (
     Document,
     Operation,
@@ -93,15 +93,15 @@ class BeastModeBatcher:
         timer: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        _check_count("max_ops", max_ops)
-        _check_seconds("max_delay_s", max_delay_s, zero=True)
-        _check_count("max_bytes", max_bytes)
-        _check_count("max_pending_ops", max_pending_ops)
-        _check_count("max_pending_bytes", max_pending_bytes)
+        check_count("max_ops", max_ops)
+        _check_age("max_delay_s", max_delay_s)
+        check_count("max_bytes", max_bytes)
+        check_count("max_pending_ops", max_pending_ops)
+        check_count("max_pending_bytes", max_pending_bytes)
         if mode not in get_args(WriteMode):
             raise ConfigError(f"mode must be 'write-behind' or 'write-through', got {mode!r}")
-        _check_seconds("commit_deadline_s", commit_deadline_s)
-        _check_seconds("read_grace_s", read_grace_s, zero=True)
+        check_seconds("commit_deadline_s", commit_deadline_s)
+        _check_age("read_grace_s", read_grace_s)
         self._mode: WriteMode = mode
         self._journal = journal
         self._commit_deadline_s = commit_deadline_s
@@ -341,9 +341,9 @@ class BeastModeBatcher:
         """Change when a batch is due; both or, on a ConfigError, none."""
         self._check_usable()
         if max_ops is not None:
-            _check_count("max_ops", max_ops)
+            check_count("max_ops", max_ops)
         if max_delay_s is not None:
-            _check_seconds("max_delay_s", max_delay_s, zero=True)
+            _check_age("max_delay_s", max_delay_s)
         with self._changed:
             if max_ops is not None:
                 self._pending.buffer.max_ops = max_ops
@@ -496,12 +496,7 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be an int of at least 1, got {value!r}")
-
-
-def _check_seconds(name: str, value: object, *, zero: bool = False) -> None:
-    if not _is_number(value) or not 0 <= value < math.inf or (value == 0 and not zero):
-        allowed = "zero or more" if zero else "more than zero"
-        raise ConfigError(f"{name} must be a finite number of seconds, {allowed}, got {value!r}")
+def _check_age(name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is finite seconds, zero included."""
+    if not (_is_number(value) and value == 0):
+        check_seconds(name, value)

@@ -63,11 +63,11 @@ class Database:
     def _open(self, *, full_sync: bool, max_bytes: int) -> None:
         self.connection.text_factory = bytes  # damaged text must not stop the reading of the rest
         run = self.connection.execute
+        run("PRAGMA auto_vacuum = INCREMENTAL")  # heard only before anything else is read
         run("PRAGMA trusted_schema = OFF")
         run("PRAGMA cell_size_check = ON")
         self._check_identity()
         self._check_pages()
-        run("PRAGMA auto_vacuum = INCREMENTAL")  # counts only before the first table
         (mode,) = run("PRAGMA journal_mode = WAL").fetchone()
         if mode not in (b"wal", "wal"):
             raise JournalError(

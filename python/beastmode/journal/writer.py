@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Final, Literal, NamedTuple, get_args
 
-from beastmode.errors import ClosedError, ForkedError, JournalError
+from beastmode.errors import ClosedError, ConfigError, ForkedError, JournalError
 from beastmode.journal.database import Database
 from beastmode.journal.files import LifetimeLock, create_private, resolve_location
 from beastmode.journal.records import DeadLetter
@@ -65,7 +65,7 @@ class Journal:
     newest `max_dead_letters` are kept.
 
     Safe to share between threads. Raises JournalLocked when another process, or another Journal
-    of this one, has the file, and JournalError when it cannot be used.
+    of this one, has the file, JournalError when it cannot be used, and ConfigError for a setting.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Journal:
         max_dead_letters: int = 10_000,
     ) -> None:
         if durability not in get_args(Durability):
-            raise JournalError(f"durability must be 'process' or 'power', got {durability!r}")
+            raise ConfigError(f"durability must be 'process' or 'power', got {durability!r}")
         _check_int("max_bytes", max_bytes, _MIN_BYTES)
         _check_int("max_dead_letters", max_dead_letters, 0)
         self._path = resolve_location(path)
@@ -431,4 +431,4 @@ def _guard_fork(journal: Journal) -> None:
 
 def _check_int(name: str, value: object, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise JournalError(f"{name} must be an int of at least {minimum}, got {value!r}")
+        raise ConfigError(f"{name} must be an int of at least {minimum}, got {value!r}")

@@ -97,11 +97,11 @@ def _make(kind: int, path: str, fields: str, removed: bytes) -> Operation:
     if kind == _KINDS[Delete]:
         return Delete(path)
     data = codec.decode(fields, path)
-    for *parents, last in json.loads(removed) if removed else ():
+    for trail in _read_places(removed):
         place = data
-        for name in parents:
+        for name in trail[:-1]:
             place = place[name]
-        place[last] = DELETE_FIELD
+        place[trail[-1]] = DELETE_FIELD
     frozen: Mapping[str, Any] = freeze(data)
     if kind == _KINDS[Set]:
         return Set(path, frozen)
@@ -110,6 +110,14 @@ def _make(kind: int, path: str, fields: str, removed: bytes) -> Operation:
     if kind == _KINDS[Update]:
         return Update(path, frozen)
     raise ValueError(f"its kind {kind} is unknown")
+
+
+def _read_places(removed: bytes) -> list[list[str]]:
+    places: list[list[str]] = json.loads(removed) if removed else []
+    for trail in [places, *places]:
+        if type(trail) is not list or (trail is not places and not trail):
+            raise ValueError("the places of removed fields are lists of names")
+    return places
 
 
 def _without_removals(
