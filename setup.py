@@ -52,7 +52,7 @@ def extension(name):
     if sys.platform == "win32":
         flags = [f"/FI{stamp}", *(["/Od", "/Zi"] if DEBUG else [])]
     else:
-        flags = ["-include", str(stamp), *(["-O0", "-g"] if DEBUG else ["-O3"])]
+        flags = ["-include", str(stamp), *(["-O0", "-g"] if DEBUG else ["-O3", "-g0"])]
     trace = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     return Extension(
         f"beastcore.{name}",
