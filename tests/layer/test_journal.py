@@ -269,10 +269,12 @@ def test_the_lock_ends_with_its_process(place: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, time\nfrom beastmode.journal import Journal\n"
-            "from beastmode.stores.documents import Delete\n"
-            "j = Journal(sys.argv[1]); print(j.append([Delete('k/1')]), flush=True)\n"
-            "time.sleep(60)",
+            (
+                "import sys, time\nfrom beastmode.journal import Journal\n"
+                "from beastmode.stores.documents import Delete\n"
+                "j = Journal(sys.argv[1]); print(j.append([Delete('k/1')]), flush=True)\n"
+                "time.sleep(60)"
+            ),
             str(place),
         ],
         stdout=subprocess.PIPE,

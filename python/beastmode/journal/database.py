@@ -63,7 +63,8 @@ class Database:
     def _open(self, *, full_sync: bool, max_bytes: int) -> None:
         self.connection.text_factory = bytes  # damaged text must not stop the reading of the rest
         run = self.connection.execute
-        run("PRAGMA auto_vacuum = INCREMENTAL")  # heard only before anything else is read
+        if not self._path.stat().st_size:
+            run("PRAGMA auto_vacuum = INCREMENTAL")  # heard only before anything is read
         run("PRAGMA trusted_schema = OFF")
         run("PRAGMA cell_size_check = ON")
         self._check_identity()
@@ -252,7 +253,9 @@ class Database:
     def _shrink(self) -> None:
         try:
             if self.file_bytes() > 2 * SHRINK_ABOVE:
-                self.connection.execute("PRAGMA incremental_vacuum").fetchall()
+                # Each step frees one page and answers without a column, which execute() takes
+                # for the end; executescript() goes on until the statement is done.
+                self.connection.executescript("PRAGMA incremental_vacuum")
                 self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
             logger.warning("the journal %r could not be made smaller: %s", str(self._path), error)
