@@ -12,7 +12,7 @@ no silent fall-back. `compiled` tells which one is in use.
 from __future__ import annotations
 
 import os as _os
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import typing as _typing
 
 from beastcore._errors import BeastError, CapacityError, TableFullError
 from beastcore._types import BatchStats, CacheInfo, CacheStats, RemovalCause, TableStats
@@ -21,7 +21,7 @@ from beastcore._version import __version__
 compiled: bool
 """True when the compiled engine is in use, False for the pure-Python twin."""
 
-if _TYPE_CHECKING or _os.environ.get("BEASTCORE_PURE") != "1":
+if _typing.TYPE_CHECKING or _os.environ.get("BEASTCORE_PURE") != "1":
     compiled = True
     try:
         from beastcore._batch import BatchBuffer

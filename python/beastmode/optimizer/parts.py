@@ -83,8 +83,15 @@ class Parts:
             if store is None:
                 store = self._owned = SQLiteStore(config.store_path, durability=config.durability)
                 undo.callback(store.close)
-            elif isinstance(store, SQLiteStore) and config.journal_path is None:
+            elif isinstance(store, SQLiteStore):
                 config = config.replace(store_path=str(store.path))
+            elif config.write_mode == "write-behind" and config.journal_path is None:
+                # A default would let the writes meant for one store be replayed into another.
+                raise ConfigError(
+                    "journal_path must be given with a store of your own in write-behind mode: "
+                    "the file that keeps its acknowledged writes until the store has them; or "
+                    "choose write_mode='write-through'"
+                )
             self.config = config
             self.store: Store = MeteredStore(store, self.meter)
             if async_store is None:
