@@ -18,7 +18,6 @@ import contextlib
 import errno
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +32,7 @@ from beastmode.errors import (
     WriteRejected,
 )
 from beastmode.stores.base import remaining
+from beastmode.stores.lender import Lender
 
 __all__ = ["NEWEST", "Connection", "SQLiteFile", "translate"]
 
@@ -154,16 +154,16 @@ class SQLiteFile:
         self.path = None if path == ":memory:" else Path(os.path.abspath(path))  # noqa: PTH100
         self.name = ":memory:" if self.path is None else str(self.path)
         self._synchronous = {"process": "NORMAL", "power": "FULL"}[durability]
-        self._max_open = 1 if self.path is None else connections
+        self._lender: Lender[Connection] = Lender(
+            1 if self.path is None else connections, f"every connection to {self.name} was"
+        )
         self._identity: tuple[int, int] | None = None
-        self._idle: list[Connection] = []
-        self._open = 0
         self._closed = False
         self._abort = False
-        self._returned = threading.Condition()
         self.can_json = True
         if self.path is not None:
             _check_place(self.path)
+        self._lender.take("open", deadline)
         first = self._connect("open", deadline)
         try:
             self._prepare(first, deadline)
@@ -175,8 +175,7 @@ class SQLiteFile:
             raise
         first.deadline = float("inf")
         self._identity = self._stat()
-        self._idle.append(first)
-        self._open = 1
+        self._lender.give_back(first)
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -193,10 +192,14 @@ class SQLiteFile:
 
     def take(self, what: str, deadline: float) -> Connection:
         """Lend a connection; the caller must `give_back` it."""
-        try:
-            held = self._idle.pop()
-        except IndexError:
-            held = self._wait_for_one(what, deadline)
+        held = self._lender.take(what, deadline)
+        if held is None:
+            try:
+                held = self._connect(what, deadline)
+                self.check_identity(what)
+            except BaseException:
+                self._lender.drop()
+                raise
         held.deadline = deadline
         return held
 
@@ -208,34 +211,8 @@ class SQLiteFile:
             # Its transaction cannot be ended (the disk failed under it); closing ends it.
             self._discard(held)
             return
-        with self._returned:
-            if not self._closed:
-                self._idle.append(held)
-                self._returned.notify()
-                return
-        self._discard(held)
-
-    def _wait_for_one(self, what: str, deadline: float) -> Connection:
-        with self._returned:
-            while True:
-                if self._closed:
-                    raise ClosedError(f"{what}: the store over {self.name} is closed")
-                if self._idle:
-                    return self._idle.pop()
-                if self._open < self._max_open:
-                    self._open += 1
-                    break
-                left = remaining(deadline, f"{what}: every connection to {self.name} is in use")
-                self._returned.wait(left)
-        try:
-            made = self._connect(what, deadline)
-            self.check_identity(what)
-        except BaseException:
-            with self._returned:
-                self._open -= 1
-                self._returned.notify()
-            raise
-        return made
+        if not self._lender.give_back(held):
+            self._discard(held)
 
     def _connect(self, what: str, deadline: float) -> Connection:
         target = ":memory:" if self.path is None else f"{self.path.as_uri()}?mode=rw"
@@ -261,31 +238,20 @@ class SQLiteFile:
 
     def _discard(self, held: Connection) -> None:
         held.raw.close()
-        with self._returned:
-            self._open -= 1
-            self._returned.notify_all()
-
-    def _close_idle(self) -> None:
-        while True:
-            try:
-                held = self._idle.pop()
-            except IndexError:
-                return
-            self._discard(held)
+        self._lender.drop()
 
     def close(self, patience_s: float) -> bool:
         """Close every connection; wait `patience_s` for those in use, then stop their work.
 
         Returns whether all are closed; one that is still in use closes when it is given back.
         """
-        with self._returned:
-            self._closed = True
-            self._returned.notify_all()
-        self._close_idle()
-        with self._returned:
-            self._returned.wait_for(lambda: self._open == 0, patience_s)
-            self._abort = True
-            return self._returned.wait_for(lambda: self._open == 0, patience_s)
+        self._closed = True
+        for held in self._lender.close():
+            self._discard(held)
+        if self._lender.wait_empty(patience_s):
+            return True
+        self._abort = True
+        return self._lender.wait_empty(patience_s)
 
     # -- the file --------------------------------------------------------------------------------
 
@@ -393,11 +359,11 @@ def _check_place(path: Path) -> None:
 
     An existing file is never opened here: closing it would drop SQLite's locks on it.
     """
-    if path.is_dir():
-        raise StoreError(f"cannot open {path}: it is a directory, not a file")
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
+        if path.is_dir():
+            raise StoreError(f"cannot open {path}: it is a directory, not a file") from None
         if not os.access(path, os.R_OK | os.W_OK):
             raise StoreError(f"cannot open {path}: {os.strerror(errno.EACCES)}") from None
         if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -24,6 +24,7 @@ __all__ = ["Nudge"]
 
 logger = logging.getLogger(__name__)
 
+HAS_SOCKETS: Final = os.name == "posix" and hasattr(socket, "AF_UNIX")
 POLL_NUDGED_S: Final = 0.5
 POLL_ALONE_S: Final = 0.05
 _MAX_SOCKET_PATH: Final = 100  # 104 on macOS and 108 on Linux, with the final NUL
@@ -96,7 +97,7 @@ class Nudge:
     def send(self) -> None:
         """Nudge the listeners of other processes; sockets of dead ones are removed."""
         directory = self._directory
-        if directory is None or not hasattr(socket, "AF_UNIX"):
+        if directory is None or not HAS_SOCKETS:
             return
         try:
             if not _is_private(os.lstat(directory)):
@@ -125,7 +126,7 @@ class Nudge:
                 logger.debug("cannot nudge %s: %s", target, error)
 
     def _bind(self, directory: Path) -> socket.socket:
-        if not hasattr(socket, "AF_UNIX"):
+        if not HAS_SOCKETS:
             raise OSError(errno.EAFNOSUPPORT, "this platform has no local datagram sockets")
         path = directory / f"{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH:

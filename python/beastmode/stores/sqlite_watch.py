@@ -41,6 +41,7 @@ _PRUNED: Final = "SELECT value FROM meta WHERE name = 'pruned_through'"
 _READ_DEADLINE_S: Final = 2.0
 _GIVE_UP_S: Final = 10.0
 _CALLBACK_PATIENCE_S: Final = 5.0
+_LOGGED_ERRORS: Final = 10  # of one watch with each traceback, then each hundredth
 
 Row = tuple[int, str, str, int, int | None, str | None]
 Scope = tuple[str | None, str | None]
@@ -103,8 +104,11 @@ class Watch:
                 self._on_change(change)
             except Exception:
                 # The stream goes on: other watchers, and later changes, must be served.
-                self.callback_errors += 1
-                logger.exception("on_change raised for %s at %s", change.path, self.target)
+                self.callback_errors = count = self.callback_errors + 1
+                if count <= _LOGGED_ERRORS or not count % _LOGGED_ERRORS**2:
+                    logger.exception(
+                        "on_change of %s raised for %s (error %d)", self.target, change.path, count
+                    )
 
     def end(self, error: BaseException | None) -> None:
         """Become inactive, because of `error` or because the store is closed."""
@@ -183,11 +187,9 @@ class Watcher:
             self._serve()
         except BaseException as error:
             logger.exception("%s: watching failed; every watch ends", self._file.name)
-            self._end_all(error)
+            self._end_all(error, last=True)
             if not isinstance(error, Exception):
                 raise
-        finally:
-            self._nudge.stop_listening()
 
     def _serve(self) -> None:
         failing_since: float | None = None
@@ -221,17 +223,24 @@ class Watcher:
         with self._lock:
             if self._watches and not self._closed:
                 return False
-            self._watches.clear()
-            # Under the lock the sockets go before another thread can make new ones.
-            self._nudge.stop_listening()
-            self._thread = None
+            self._stop_locked()
             return True
 
-    def _end_all(self, error: BaseException | None) -> None:
-        for watch in self._all():
-            watch.end(error)
+    def _end_all(self, error: BaseException | None, *, last: bool = False) -> None:
+        """End every watch; `last`: and the thread, so that no watch is added to a dead one."""
         with self._lock:
+            ended = [watch for held in self._watches.values() for watch in held]
             self._watches.clear()
+            if last:
+                self._stop_locked()
+        for watch in ended:
+            watch.end(error)
+
+    def _stop_locked(self) -> None:
+        # Under the lock, so that the sockets go before another thread can make new ones.
+        self._nudge.stop_listening()
+        self._watches.clear()
+        self._thread = None
 
     def _read_page(self) -> bool:
         """Tell everyone what changed, up to a page of it; return whether there may be more."""
