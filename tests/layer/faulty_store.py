@@ -1,0 +1,86 @@
+"""A store that fails, waits or lies when a test says so, and keeps a list of its commits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from beastmode.stores.base import (
+    Change,
+    Query,
+    QueryResult,
+    Store,
+    StoreHealth,
+    Subscription,
+    Target,
+)
+from beastmode.stores.documents import Document, Operation
+
+Hook = Callable[[Sequence[Operation]], object]
+
+
+class FaultyStore:
+    """Wraps `inner`: `before` and `after` are called around each commit and may raise or wait.
+
+    `attempts` lists the operations of every commit tried, `commits` of every one carried out.
+    """
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+        self.before: Hook | None = None
+        self.after: Hook | None = None
+        self.attempts: list[list[Operation]] = []
+        self.commits: list[list[Operation]] = []
+
+    def commit(
+        self, operations: Sequence[Operation], *, deadline: float | None = None
+    ) -> list[int]:
+        self.attempts.append(list(operations))
+        if self.before is not None:
+            self.before(operations)
+        versions = self.inner.commit(operations, deadline=deadline)
+        self.commits.append(list(operations))
+        if self.after is not None:
+            self.after(operations)
+        return versions
+
+    def get(self, path: str, *, deadline: float | None = None) -> Document:
+        return self.inner.get(path, deadline=deadline)
+
+    def get_many(self, paths: Sequence[str], *, deadline: float | None = None) -> list[Document]:
+        return self.inner.get_many(paths, deadline=deadline)
+
+    def query(self, query: Query, *, deadline: float | None = None) -> QueryResult:
+        return self.inner.query(query, deadline=deadline)
+
+    def watch(self, target: Target, on_change: Callable[[Change], object]) -> Subscription:
+        return self.inner.watch(target, on_change)
+
+    def health(self) -> StoreHealth:
+        return self.inner.health()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class Gate:
+    """A hook that holds commits back: `arrived` is set by the first, `open` lets all go on."""
+
+    def __init__(self) -> None:
+        self.arrived = threading.Event()
+        self.open = threading.Event()
+
+    def __call__(self, operations: Sequence[Operation]) -> None:
+        self.arrived.set()
+        assert self.open.wait(30), "the test never opened the gate"
+
+
+class Failing:
+    """A hook that raises each of `errors` once, in order, and then lets everything pass."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def __call__(self, operations: Sequence[Operation]) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
