@@ -229,6 +229,7 @@ class ConnectionTable(Generic[Id, Payload]):
         "_added",
         "_base",
         "_classes",
+        "_clock",
         "_cursor",
         "_epoch",
         "_expired",
@@ -265,8 +266,9 @@ class ConnectionTable(Generic[Id, Payload]):
         self.grace = grace
         self.late_after = late_after
         check_callable("timer", timer)
-        self._timer: Callable[[], float] = time.monotonic if timer is None else timer
-        self._base = check_time(self._timer())
+        self._timer = timer
+        self._clock: Callable[[], float] = time.monotonic if timer is None else timer
+        self._base = check_time(self._clock())
         self._latest = 0  # milliseconds since the table was made
         self._epoch = 0  # the same, of the time 0 of the slots
         self._slots: list[_Entry | None] = []
@@ -327,7 +329,7 @@ class ConnectionTable(Generic[Id, Payload]):
     @property
     def timer(self) -> Callable[[], float] | None:
         """The clock that was given, or None for the built-in one."""
-        return None if self._timer is time.monotonic else self._timer
+        return self._timer
 
     def set_class_timeout(self, class_id: int, seconds: float | None) -> None:
         """Give the connections of one class their own idle timeout; None takes it back."""
@@ -352,7 +354,7 @@ class ConnectionTable(Generic[Id, Payload]):
         A thousandth of a millisecond is added so that the rounding of floats does not turn the
         30 s between two readings into 29.999.
         """
-        seconds = check_time(self._timer()) - self._base
+        seconds = check_time(self._clock()) - self._base
         self._latest = max(self._latest, int(min(max(seconds, 0.0), MAX_ELAPSED) * 1000.0 + 0.001))
         now = self._latest - self._epoch
         if now >= REBASE_AT:
@@ -482,8 +484,9 @@ class ConnectionTable(Generic[Id, Payload]):
         TypeError for an item that is no Conn, ValueError for one of another table; then nothing
         was noted. O(conns).
         """
-        entries = self._entries(conns)
+        given = list(conns)
         now = self._now()
+        entries = self._entries(given)
         return sum(_touch(entry, now) for entry in entries)
 
     def mark_pinged(self, conns: Iterable[Conn[Id, Payload]], /) -> int:
@@ -492,17 +495,17 @@ class ConnectionTable(Generic[Id, Payload]):
         The grace of a connection begins now; any later activity ends it. Errors as in
         `touch_many`. O(conns).
         """
-        entries = self._entries(conns)
+        given = list(conns)
         now = self._now()
+        entries = self._entries(given)
         alive = [entry for entry in entries if entry.alive]
         for entry in alive:
             entry.pinged = now
         return len(alive)
 
-    def _entries(self, conns: Iterable[Conn[Id, Payload]]) -> list[_Entry]:
+    def _entries(self, conns: Iterable[object]) -> list[_Entry]:
         entries = []
-        items: Iterable[object] = conns
-        for position, conn in enumerate(items):
+        for position, conn in enumerate(conns):
             if not isinstance(conn, Conn):
                 raise not_a_conn(position, conn)
             if conn._table is not self:
