@@ -78,11 +78,11 @@ class FrozenList(list[Any]):
 
 
 def freeze(value: Any) -> Any:
-    """Return `value` with every dict and list in it replaced by a read-only one; O(size)."""
+    """Return `value` with every map and list in it replaced by a read-only one; O(size)."""
     kind = type(value)
-    if kind is FrozenDict or kind is FrozenList:
+    if kind in _SCALARS or kind is FrozenDict or kind is FrozenList:
         return value
-    if isinstance(value, dict):
+    if kind is dict or isinstance(value, Mapping):
         return FrozenDict((key, freeze(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return FrozenList(freeze(item) for item in value)
@@ -90,10 +90,12 @@ def freeze(value: Any) -> Any:
 
 
 def thaw(value: Any) -> Any:
-    """Return a deep, mutable copy of what `freeze` made; O(size)."""
-    if isinstance(value, dict):
+    """Return a deep copy of `value` in ordinary dicts and lists, for the caller alone; O(size)."""
+    if type(value) in _SCALARS:
+        return value
+    if isinstance(value, Mapping):
         return {key: thaw(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [thaw(item) for item in value]
     return value
 

@@ -28,6 +28,7 @@ __all__ = ["condition"]
 
 _SAFE_PART: Final = re.compile(r'[^"\\\x00-\x1f$][^"\\\x00-\x1f]*')
 _MAX_CHOICES: Final = 50
+_MAX_PARTS: Final = 100  # SQLite bounds the depth of an expression and the number of values
 _OPERATORS: Final = {"==": "=", "<": "<=", "<=": "<=", ">": ">=", ">=": ">="}
 
 Part = tuple[str, list[Any]]
@@ -38,6 +39,7 @@ def condition(filters: tuple[Filter, ...], orders: tuple[Order, ...]) -> Part:
     parts = [part for item in filters if (part := _filter(item)) is not None]
     paths = [path for order in orders if (path := _json_path(order.field)) is not None]
     parts += [("json_type(body, ?) IS NOT NULL", [path]) for path in paths]
+    del parts[_MAX_PARTS:]
     sql = " AND ".join(f"({text})" for text, _ in parts) or "1"
     return sql, [value for _, values in parts for value in values]
 
