@@ -206,15 +206,26 @@ def test_wheel_works_in_an_empty_environment(
     install_and_smoke(run, sys.executable, built.wheel, root, tmp_path / "empty")
 
 
+@pytest.mark.timeout(1200)
 def test_wheel_of_another_python(
     other_python: str, built: Built, run: Run, root: Path, tmp_path: Path
 ) -> None:
-    """Build the sdist with each other CPython of this machine, install the wheel, use it."""
+    """Build the sdist with each other CPython of this machine; use the wheel, test the engine."""
     run(other_python, "-m", "venv", tmp_path / "builder", cwd=tmp_path)
     builder = tmp_path / "builder" / "bin" / "python"
-    install = (builder, "-m", "pip", "install", "--quiet", "--require-hashes")
-    run(*install, "-r", root / "requirements" / "engine.txt", cwd=tmp_path)
+    install = (builder, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    for job in ("engine", "pytest"):
+        pins = root / "requirements" / f"{job}.txt"
+        run(*install, "--require-hashes", "-r", pins, cwd=tmp_path)
     wheel = (builder, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index")
     run(*wheel, "--wheel-dir", tmp_path / "wheel", built.sdist, cwd=tmp_path, env=FAST, timeout=500)
     (made,) = (tmp_path / "wheel").glob("*.whl")
     install_and_smoke(run, other_python, made, root, tmp_path / "empty")
+
+    shutil.unpack_archive(built.sdist, tmp_path / "sdist")
+    (unpacked,) = (tmp_path / "sdist").iterdir()
+    shutil.rmtree(unpacked / "src")
+    shutil.rmtree(unpacked / "python")
+    run(*install, "--no-deps", "--no-index", made, cwd=tmp_path)
+    suite = (builder, "-m", "pytest", "--quiet", "tests/engine", "tests/leaks", "tests/wheel")
+    run(*suite, cwd=unpacked, timeout=1000, unset=("PYTHONPATH",))
