@@ -169,38 +169,44 @@ cdef inline int scan_stage(const Scan* scan, uint32_t slot) noexcept nogil:
     return IS_EXPIRED if scan.now - block.pinged[slot] >= scan.grace else ACTIVE
 
 
+cdef inline bint any_until(const uint32_t* times, uint32_t cut) noexcept nogil:
+    """Tell whether one of 64 times is `cut` or earlier; the C compiler takes several at once."""
+    cdef uint32_t found = 0
+    cdef size_t at
+    for at in range(64):
+        found |= times[at] <= cut
+    return found != 0
+
+
 cdef uint32_t scan_slots(Scan* scan, uint32_t* hits, uint32_t room) noexcept nogil:
     """Write the slots to report, from `position` to `end`, to `hits`; return their number.
 
     Stops behind the last hit when there is no more room. Whole steps of 64 slots are first
-    compared with the shortest timeout alone, which the C compiler does several at a time.
+    compared with the shortest timeout alone.
     """
     cdef const uint32_t* last = scan.block.last
-    cdef uint32_t found = 0, at = scan.position, cut, old, lane
-    if scan.now < scan.shortest or room == 0:
-        if room:
-            scan.position = scan.end
+    cdef uint32_t found = 0, cut
+    cdef size_t at = scan.position, end = scan.end, stop
+    if room == 0:
+        return 0
+    if scan.now < scan.shortest:
+        scan.position = scan.end
         return 0
     cut = scan.now - scan.shortest
-    while at < scan.end:
-        if scan.end - at >= 64:
-            old = 0
-            for lane in range(64):
-                old |= last[at + lane] <= cut
-            if not old:
-                at += 64
-                continue
-        lane = min(<uint32_t>64, scan.end - at)
-        while lane:
-            if last[at] <= cut and scan_stage(scan, at) != ACTIVE:
-                hits[found] = at
+    while at < end:
+        if end - at >= 64 and not any_until(last + at, cut):
+            at += 64
+            continue
+        stop = min(at + 64, end)
+        while at < stop:
+            if last[at] <= cut and scan_stage(scan, <uint32_t>at) != ACTIVE:
+                hits[found] = <uint32_t>at
                 found += 1
                 if found == room:
-                    scan.position = at + 1
+                    scan.position = <uint32_t>at + 1
                     return found
             at += 1
-            lane -= 1
-    scan.position = at
+    scan.position = scan.end
     return found
 
 
@@ -460,7 +466,7 @@ cdef class ConnectionTable:
                     self.shortest_ms = self.class_timeouts[number]
         return 0
 
-    def resize(self, max_connections, /):
+    def resize(self, max_connections):
         """Change how many connections may be held.
 
         ValueError, and no change, when more than that are held now: none is dropped for it.
@@ -1134,7 +1140,8 @@ cdef class ConnectionTable:
             classes[block.class_id[slot]] = classes.get(block.class_id[slot], 0) + 1
             if block.owner[slot] != NO_SLOT:
                 owners[block.owner[slot]] = owners.get(block.owner[slot], 0) + 1
-        assert <uint64_t>len(used) == self.active == self.index.used, "invariant 1: number of connections"
+        assert <uint64_t>len(used) == self.active == self.index.used, \
+            "invariant 1: number of connections"
         unused = {block.free[slot] for slot in range(self.n_free)}
         assert len(unused) == self.n_free, "invariant 1: a slot is free twice"
         assert unused | used == set(range(self.high)), "invariant 1: a slot is lost"
