@@ -59,7 +59,8 @@ BUCKETS = bucket_of(MAX_NS) + 1
 
 def check_ns(value: object) -> int:
     """Return `value` as nanoseconds from 0 to MAX_NS; what lies beyond is clamped."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    # The exact type goes first: asking for a protocol takes microseconds.
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
         raise TypeError(f"ns must be an int, got {value!r}")
     return min(max(value.__index__(), 0), MAX_NS)
 

@@ -51,7 +51,8 @@ def check_count(
     name: str, value: object, *, minimum: int = 1, maximum: int | None = MAX_SLOTS
 ) -> int:
     """Return `value` as an int from `minimum` to `maximum` (no limit when None)."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    # The exact type goes first: asking for a protocol takes microseconds.
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
         raise TypeError(f"{name} must be an int, got {value!r}")
     number = value.__index__()
     if number < minimum:
@@ -64,8 +65,9 @@ def check_count(
 
 def _number(name: str, value: object, allowed: str) -> float:
     """Return `value` as a float that is not NaN."""
-    if isinstance(value, (bool, str, bytes)) or not isinstance(
-        value, (SupportsFloat, SupportsIndex)
+    if type(value) is not float and (
+        isinstance(value, (bool, str, bytes))
+        or not isinstance(value, (SupportsFloat, SupportsIndex))
     ):
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
     try:
@@ -107,8 +109,9 @@ def check_seconds(
 
 def check_time(value: object) -> float:
     """Return what a timer answered as a finite float."""
-    if isinstance(value, (bool, str, bytes)) or not isinstance(
-        value, (SupportsFloat, SupportsIndex)
+    if type(value) is not float and (
+        isinstance(value, (bool, str, bytes))
+        or not isinstance(value, (SupportsFloat, SupportsIndex))
     ):
         raise TypeError(f"timer() must return seconds as a float, got {value!r}")
     number = float(value)
