@@ -24,6 +24,13 @@ cdef struct Gone:
     int cause
 
 
+cdef struct Batch:          # what the writes of one call share
+    Gone* gone
+    Py_ssize_t n, room
+    bint timed          # now_s has been read, as seconds since `origin`
+    double now_s, origin
+
+
 cdef class Cache:
     cdef object __weakref__
     # hot: what a hit reads
@@ -55,10 +62,13 @@ cdef class Cache:
     cdef int store(self, object key, object value) except -1
 
     cdef uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF
+    cdef uint32_t find_again(self, object key, uint32_t mixed) except 0xFFFFFFFF
+    cdef int ask(self, uint32_t s, object key) except -1
+    cdef bint find_many(self, list keys, uint32_t* slots, uint32_t* tick) except -1
     cdef uint32_t find_timed(self, object key, double* now_s, uint32_t* tick) except 0xFFFFFFFF
     cdef uint32_t find_live(self, object key, bint drop) except 0xFFFFFFFF
     cdef uint32_t find_at(self, object key, uint32_t mixed, bint timed, double* now_s,
-                          uint32_t* tick) except 0xFFFFFFFF
+                          uint32_t* tick, Batch* batch) except 0xFFFFFFFF
     cdef uint32_t hit_or_miss(self, object key) except 0xFFFFFFFF
     cdef uint32_t read_clock(self, double* now_s) except 0xFFFFFFFF
     cdef void rebase(self, double now_s, double* shifted) noexcept
@@ -66,7 +76,7 @@ cdef class Cache:
     cdef int parse_ttl(self, object ttl, double* seconds) except -1
     cdef uint32_t weigh(self, object key, object value) except? 0xFFFFFFFF
     cdef int put(self, object key, uint32_t mixed, object value, bint has_ttl, double ttl,
-                 uint32_t weight) except -1
+                 uint32_t weight, Batch* batch) except -1
     cdef int rebuild(self, uint32_t capacity) except -1
     cdef void promote(self, uint32_t s) noexcept
     cdef void link_first(self, uint32_t s) noexcept

@@ -41,8 +41,8 @@ Threads
 
 cimport cython
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
-from cpython.object cimport PyObject, PyTypeObject, visitproc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject, PyObject_RichCompareBool, PyTypeObject, Py_EQ, visitproc
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.math cimport ceil
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -87,15 +87,6 @@ cdef extern from *:
     }
     static int beast_visit(PyObject *o, visitproc visit, void *arg) { return visit(o, arg); }
 
-    /* `held == key`, keeping `held` alive while Python code runs. */
-    static int beast_equal(PyObject *held, PyObject *key) {
-        int same;
-        Py_INCREF(held);
-        same = PyObject_RichCompareBool(held, key, Py_EQ);
-        Py_DECREF(held);
-        return same;
-    }
-
     /* Call a removal listener; its failure is not the caller's. */
     static void beast_tell(PyObject *listener, PyObject *key, PyObject *value, PyObject *cause) {
         PyObject *answer = PyObject_CallFunctionObjArgs(listener, key, value, cause, NULL);
@@ -107,7 +98,6 @@ cdef extern from *:
     inquiry base_clear "beast_base_clear"
     void patch_type "beast_patch"(PyTypeObject*, traverseproc, inquiry) noexcept
     int call_visit "beast_visit"(PyObject*, visitproc, void*) noexcept
-    int ask_equal "beast_equal"(PyObject* held, PyObject* key) except -1
     void tell "beast_tell"(object listener, PyObject* key, PyObject* value,
                            object cause) noexcept
 
@@ -117,6 +107,7 @@ cdef enum:
     SMALL = 4096
     FIRST_CAPACITY = 8
     RESTARTS = 64
+    BATCH_RESTARTS = 4
     ON_STACK = 16           # removed pairs kept without an allocation
     EXPLICIT = 0
     REPLACED = 1
@@ -254,7 +245,7 @@ cdef class Cache:
         cdef uint32_t tag = mixed << self.slot_bits
         cdef uint64_t version
         cdef PyObject* held
-        cdef int same, restarts = 0
+        cdef int same
         place = mixed >> self.index_shift
         while True:
             word = self.index[place]
@@ -271,17 +262,71 @@ cdef class Cache:
                         return s
                     if same == 2:
                         version = self.version
-                        same = ask_equal(held, <PyObject*>key)
-                        if self.version != version:
-                            restarts += 1
-                            if restarts > RESTARTS:
-                                raise RuntimeError("cache changed during key comparison")
-                            tag = mixed << self.slot_bits
-                            place = mixed >> self.index_shift
-                            continue
-                        if same:
+                        same = self.ask(s, key)
+                        if same == 1:
                             return s
+                        if same == 2 or self.version != version:
+                            return self.find_again(key, mixed)
             place = (place + 1) & self.index_mask
+
+    cdef uint32_t find_again(self, object key, uint32_t mixed) except 0xFFFFFFFF:
+        """`find` once a comparison, or another thread during it, has changed the cache.
+
+        Starts over after each further change. Keys known to differ are not compared again, so
+        that busy threads cannot keep this from an end; a key that renews itself can.
+        """
+        cdef list different = []
+        cdef object candidate
+        cdef uint32_t place, word, s, tag
+        cdef uint64_t version
+        cdef int same = 0
+        for _ in range(RESTARTS):
+            tag = mixed << self.slot_bits
+            place = mixed >> self.index_shift
+            while True:
+                word = self.index[place]
+                s = word & self.slot_mask
+                if word == 0:
+                    same = 0
+                    break
+                if (word ^ tag) >> self.slot_bits == 0 and self.slots[s].hash == mixed:
+                    if self.slots[s].key == <PyObject*>key:
+                        same = 1
+                        break
+                    same = same_key(self.slots[s].key, <PyObject*>key)
+                    if same == 1:
+                        break
+                    candidate = <object>self.slots[s].key
+                    if same == 2 and not holds(different, candidate):
+                        version = self.version
+                        same = self.ask(s, key)
+                        if same != 0:
+                            break
+                        different.append(candidate)
+                        if self.version != version:
+                            same = 2
+                            break
+                place = (place + 1) & self.index_mask
+            candidate = None
+            if same != 2:
+                # Forgetting keys may run their destructors.
+                version = self.version
+                different.clear()
+                if self.version == version:
+                    return s
+        raise RuntimeError("cache changed during key comparison")
+
+    cdef int ask(self, uint32_t s, object key) except -1:
+        """Compare the key in slot `s` by Python: 1 equal, 0 different, 2 no longer there.
+
+        Other threads may change the rest meanwhile; an equal key that is still in its slot has
+        been found all the same, as in dict.
+        """
+        cdef object held = <object>self.slots[s].key  # alive until after the last line
+        cdef int same = PyObject_RichCompareBool(held, key, Py_EQ)
+        if s > self.high or self.slots[s].key != <PyObject*>held:
+            return 2
+        return same
 
     cdef uint32_t find_timed(self, object key, double* now_s, uint32_t* tick) except 0xFFFFFFFF:
         """Return the slot of `key`, expired or not, or 0, and the time if the entry has a TTL."""
@@ -315,14 +360,25 @@ cdef class Cache:
         return 0
 
     cdef uint32_t find_at(self, object key, uint32_t mixed, bint timed, double* now_s,
-                          uint32_t* tick) except 0xFFFFFFFF:
-        """Return the slot of `key`, expired or not, or 0, and the time, read if it can matter."""
+                          uint32_t* tick, Batch* batch) except 0xFFFFFFFF:
+        """Return the slot of `key`, expired or not, or 0, and the time, read if it can matter.
+
+        A `batch` reads the time once, for its first key that needs it.
+        """
         cdef uint32_t s
         cdef double origin
         while True:
             origin = self.base_s
             if timed or self.n_ttl:
-                tick[0] = self.read_clock(now_s)
+                if batch == NULL:
+                    tick[0] = self.read_clock(now_s)
+                else:
+                    if not batch.timed or batch.origin != origin:
+                        self.read_clock(&batch.now_s)
+                        batch.timed = True
+                        batch.origin = self.base_s
+                    now_s[0] = batch.now_s
+                    tick[0] = <uint32_t>(batch.now_s * TICKS)
                 origin = self.base_s
             s = self.find(key, mixed)
             if self.base_s == origin:  # else comparing moved the origin of time
@@ -330,13 +386,45 @@ cdef class Cache:
 
     cdef uint32_t hit_or_miss(self, object key) except 0xFFFFFFFF:
         """Return the slot of a live entry, promoted and counted, or 0."""
-        cdef uint32_t s = self.find_live(key, True)
-        if s == 0:
-            self.misses += 1
-            return 0
-        self.hits += 1
-        self.promote(s)
-        return s
+        cdef double now_s
+        cdef uint32_t tick
+        cdef uint32_t s = self.find_timed(key, &now_s, &tick)
+        if s != 0 and self.cause_of(s, tick) == SIZE:
+            self.hits += 1
+            self.promote(s)
+            return s
+        self.misses += 1
+        if s != 0:
+            self.drop(s, EXPIRED)
+        return 0
+
+    cdef bint find_many(self, list keys, uint32_t* slots, uint32_t* tick) except -1:
+        """Find all `keys` in one state of the cache: their slots, expired or not, and the time.
+
+        `slots` has room for twice as many; False if the cache kept changing. No Python code runs
+        after the answer.
+        """
+        cdef Py_ssize_t i, n = len(keys)
+        cdef uint32_t* mixed = slots + n
+        cdef bint timed = False
+        cdef uint64_t version
+        cdef double now_s, origin
+        for i in range(n):
+            mixed[i] = mix_hash(hash_key(keys[i]), self.salt)
+        tick[0] = 0
+        for _ in range(BATCH_RESTARTS):
+            if self.n_ttl and n and not timed:
+                tick[0] = self.read_clock(&now_s)
+                timed = True
+            version = self.version
+            origin = self.base_s
+            for i in range(n):
+                slots[i] = self.find(keys[i], mixed[i])
+            if self.base_s != origin:
+                timed = False
+            elif self.version == version and (timed or not self.n_ttl):
+                return True
+        return False
 
     # -- the structures: nothing below runs Python code ----------------------------------------
 
@@ -511,8 +599,11 @@ cdef class Cache:
         return <uint32_t>weight
 
     cdef int put(self, object key, uint32_t mixed, object value, bint has_ttl, double ttl,
-                 uint32_t weight) except -1:
-        """Store an entry as the most recently used one, evicting what must leave."""
+                 uint32_t weight, Batch* batch) except -1:
+        """Store an entry as the most recently used one, evicting what must leave.
+
+        With a `batch`, its time counts, and what leaves is handed to it instead of released.
+        """
         cdef Gone on_stack[ON_STACK]
         cdef Gone* gone = on_stack
         cdef Slot* slot
@@ -520,7 +611,7 @@ cdef class Cache:
         cdef uint32_t tick = 0, expiry = 0, flags = 0, s, victim
         cdef uint32_t n = 0, n_gone = 0, staying
         cdef uint64_t total
-        s = self.find_at(key, mixed, has_ttl, &now_s, &tick)
+        s = self.find_at(key, mixed, has_ttl, &now_s, &tick, batch)
         # From here to `release` no Python code runs.
         cdef bint replaces = s != 0 and self.cause_of(s, tick) == SIZE
         if has_ttl:
@@ -539,15 +630,12 @@ cdef class Cache:
                 total -= self.slots[victim].weight
                 n += 1
             victim = self.links[victim].prev
-        if n + 1 > ON_STACK:
+        if batch != NULL:
+            gone = batch_room(batch, n + 1)
+        elif n + 1 > ON_STACK:
             gone = allocate_gone(n + 1)
         if s == 0 and n == 0 and self.free == 0 and self.high == self.capacity:
-            try:
-                self.rebuild(min(self.maxsize_, 2 * self.capacity))
-            except BaseException:
-                if gone != on_stack:
-                    PyMem_Free(gone)
-                raise
+            self.rebuild(min(self.maxsize_, 2 * self.capacity))  # with n == 0, `gone` is no leak
         if s != 0 and not replaces:
             self.take(s, EXPIRED, &gone[n_gone])
             n_gone += 1
@@ -591,6 +679,9 @@ cdef class Cache:
         self.n_ttl += flags & HAS_TTL
         self.n_gc += (flags & HAS_GC) // HAS_GC
         self.sets += 1
+        if batch != NULL:
+            batch.n += n_gone
+            return 0
         self.release(gone, n_gone)
         if gone != on_stack:
             PyMem_Free(gone)
@@ -607,7 +698,7 @@ cdef class Cache:
         """`set` with the cache's time to live for other modules of the engine."""
         cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
         return self.put(key, mixed, value, self.has_default_ttl, self.default_ttl,
-                        self.weigh(key, value))
+                        self.weigh(key, value), NULL)
 
     # -- mapping -------------------------------------------------------------------------------
 
@@ -620,7 +711,7 @@ cdef class Cache:
     def __setitem__(self, key, value):
         cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
         self.put(key, mixed, value, self.has_default_ttl, self.default_ttl,
-                 self.weigh(key, value))
+                 self.weigh(key, value), NULL)
 
     def __delitem__(self, key):
         cdef uint32_t s = self.find_live(key, True)
@@ -681,7 +772,7 @@ cdef class Cache:
         cdef double seconds = 0.0
         cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
         cdef bint has_ttl = self.parse_ttl(ttl, &seconds)
-        self.put(key, mixed, value, has_ttl, seconds, self.weigh(key, value))
+        self.put(key, mixed, value, has_ttl, seconds, self.weigh(key, value), NULL)
 
     def setdefault(self, key, default=None, /):
         """Return the value of `key`; store and return `default` if it is absent."""
@@ -708,23 +799,35 @@ cdef class Cache:
         return value
 
     def popitem(self):
-        """Remove the least recently used live entry and return (key, value); KeyError if none."""
-        cdef uint32_t s, tick = 0
+        """Remove the least recently used live entry and return (key, value); KeyError if none.
+
+        Removes the expired entries before it, too.
+        """
+        cdef Gone on_stack[ON_STACK]
+        cdef Gone* gone = on_stack
+        cdef uint32_t s, i, n = 0, tick = 0
         cdef double now_s
-        while self.size != 0:
-            if self.n_ttl:
-                tick = self.read_clock(&now_s)
-            s = self.links[0].prev
-            if s == 0:  # the timer emptied the cache
-                break
-            if self.cause_of(s, tick) == EXPIRED:
-                self.drop(s, EXPIRED)
-                continue
+        if self.n_ttl:
+            tick = self.read_clock(&now_s)
+        s = self.links[0].prev
+        while s != 0 and self.cause_of(s, tick) == EXPIRED:
+            n += 1
+            s = self.links[s].prev
+        if n + 1 > ON_STACK:
+            gone = allocate_gone(n + 1)
+        for i in range(n):
+            self.take(self.links[0].prev, EXPIRED, &gone[i])
+        key = value = None
+        if s != 0:
             key = <object>self.slots[s].key
             value = <object>self.slots[s].value
-            self.drop(s, EXPLICIT)
-            return key, value
-        raise KeyError("popitem(): cache is empty")
+            self.take(s, EXPLICIT, &gone[n])
+        self.release(gone, n + 1 if s != 0 else n)
+        if gone != on_stack:
+            PyMem_Free(gone)
+        if s == 0:
+            raise KeyError("popitem(): cache is empty")
+        return key, value
 
     def expires_in(self, key, /):
         """Return the seconds until `key` expires, None if it never does; KeyError if absent."""
@@ -748,7 +851,7 @@ cdef class Cache:
         cdef bint has_ttl = self.parse_ttl(ttl, &seconds)
         cdef uint32_t expiry = 0, mixed, tick = 0, s
         mixed = mix_hash(hash_key(key), self.salt)
-        s = self.find_at(key, mixed, has_ttl, &now_s, &tick)
+        s = self.find_at(key, mixed, has_ttl, &now_s, &tick, NULL)
         if s == 0:
             return False
         if has_ttl:
@@ -769,32 +872,42 @@ cdef class Cache:
         Counts and promotes like `get`; O(number of keys).
         """
         cdef list wanted = list(keys)
-        cdef list found = []
-        cdef uint32_t s, tick = 0
-        cdef double now_s, origin
-        cdef bint known = self.n_ttl != 0
-        for key in wanted:
-            hash_key(key)  # an unhashable key is refused before anything is counted
-        if known:
-            tick = self.read_clock(&now_s)
-        origin = self.base_s
-        for key in wanted:
-            s = self.find(key, mix_hash(hash_key(key), self.salt))
-            if s != 0 and self.slots[s].flags & HAS_TTL:
-                if not known or self.base_s != origin:
-                    # A comparison brought the first time to live or moved the origin of time.
-                    s = self.find_live(key, True)
-                elif tick >= self.slots[s].expiry:
-                    self.drop(s, EXPIRED)
-                    s = 0
-            if s == 0:
-                self.misses += 1
-                found.append(default)
-            else:
-                self.hits += 1
-                self.promote(s)
-                found.append(<object>self.slots[s].value)
-        return found
+        cdef Py_ssize_t i, n = len(wanted), n_gone = 0
+        cdef list found = [default] * n
+        cdef uint32_t s, tick
+        cdef Gone* gone = NULL
+        cdef uint32_t* slots = <uint32_t*>PyMem_Malloc((2 * n + 1) * sizeof(uint32_t))
+        if slots == NULL:
+            raise MemoryError(f"get_many: no memory for {n} keys")
+        try:
+            if not self.find_many(wanted, slots, &tick):  # other threads are busy: one by one
+                for i in range(n):
+                    s = self.hit_or_miss(wanted[i])
+                    if s != 0:
+                        found[i] = <object>self.slots[s].value
+                return found
+            for i in range(n):
+                n_gone += slots[i] != 0 and self.cause_of(slots[i], tick) == EXPIRED
+            if n_gone:
+                gone = allocate_gone(n_gone)
+                n_gone = 0
+            for i in range(n):
+                s = slots[i]
+                if s == 0 or self.slots[s].key == NULL:  # NULL: an expired key was given twice
+                    self.misses += 1
+                elif self.cause_of(s, tick) == EXPIRED:
+                    self.misses += 1
+                    self.take(s, EXPIRED, &gone[n_gone])
+                    n_gone += 1
+                else:
+                    self.hits += 1
+                    self.promote(s)
+                    found[i] = <object>self.slots[s].value
+            self.release(gone, n_gone)
+            return found
+        finally:
+            PyMem_Free(slots)
+            PyMem_Free(gone)
 
     def set_many(self, items, ttl=..., /):
         """Store the pairs of a mapping or of an iterable of (key, value), in order.
@@ -806,66 +919,90 @@ cdef class Cache:
         cdef bint has_ttl = self.parse_ttl(ttl, &seconds)
         cdef list pairs = pairs_of(items)
         cdef Py_ssize_t i, n = len(pairs)
-        cdef uint32_t* weights = <uint32_t*>PyMem_Malloc(max(n, 1) * sizeof(uint32_t))
+        cdef Batch batch = Batch(NULL, 0, 0, False, 0.0, 0.0)
+        cdef uint32_t* weights = <uint32_t*>PyMem_Malloc((2 * n + 1) * sizeof(uint32_t))
+        cdef uint32_t* mixed = weights + n
         if weights == NULL:
-            raise MemoryError("set_many: no memory for the weights")
+            raise MemoryError(f"set_many: no memory for {n} items")
         try:
             for i in range(n):
                 key, value = <tuple>pairs[i]
-                hash_key(key)
+                mixed[i] = mix_hash(hash_key(key), self.salt)
                 weights[i] = self.weigh(key, value)
             for i in range(n):
                 key, value = <tuple>pairs[i]
-                self.put(key, mix_hash(hash_key(key), self.salt), value, has_ttl, seconds,
-                         weights[i])
+                self.put(key, mixed[i], value, has_ttl, seconds, weights[i], &batch)
         finally:
+            self.release(batch.gone, batch.n)
+            PyMem_Free(batch.gone)
             PyMem_Free(weights)
 
     def delete_many(self, keys, /):
         """Remove `keys` and return how many of them were there."""
         cdef list wanted = list(keys)
-        cdef Py_ssize_t removed = 0
-        cdef uint32_t s
-        for key in wanted:
-            hash_key(key)
-        for key in wanted:
-            s = self.find_live(key, True)
-            if s != 0:
-                self.drop(s, EXPLICIT)
-                removed += 1
-        return removed
+        cdef Py_ssize_t i, n = len(wanted), n_gone = 0, removed = 0
+        cdef uint32_t s, tick
+        cdef int cause
+        cdef Gone* gone = NULL
+        cdef uint32_t* slots = <uint32_t*>PyMem_Malloc((2 * n + 1) * sizeof(uint32_t))
+        if slots == NULL:
+            raise MemoryError(f"delete_many: no memory for {n} keys")
+        try:
+            if not self.find_many(wanted, slots, &tick):  # other threads are busy: one by one
+                for key in wanted:
+                    s = self.find_live(key, True)
+                    if s != 0:
+                        self.drop(s, EXPLICIT)
+                        removed += 1
+                return removed
+            gone = allocate_gone(n)
+            for i in range(n):
+                s = slots[i]
+                if s == 0 or self.slots[s].key == NULL:  # NULL: the key was given twice
+                    continue
+                cause = self.cause_of(s, tick)
+                if cause == SIZE:
+                    cause = EXPLICIT
+                    removed += 1
+                self.take(s, cause, &gone[n_gone])
+                n_gone += 1
+            self.release(gone, n_gone)
+            return removed
+        finally:
+            PyMem_Free(slots)
+            PyMem_Free(gone)
 
     # -- the whole -----------------------------------------------------------------------------
 
     def expire(self, limit=None, /):
         """Remove expired entries, at most `limit`, and return how many; O(entries)."""
-        cdef uint64_t most, version, removed = 0
-        cdef Gone gone[ON_STACK]
-        cdef uint32_t n, s, before, tick
+        cdef Gone* gone
+        cdef uint32_t s, before, tick, most, i, n = 0
         cdef double now_s
-        most = self.size if limit is None else min(
-            check_count("limit", limit, minimum=0, maximum=None), self.size
+        most = 0xFFFFFFFF if limit is None else min(
+            check_count("limit", limit, minimum=0, maximum=None), 0xFFFFFFFF
         )
-        if not self.n_ttl:
+        if not self.n_ttl or not most:
             return 0
         tick = self.read_clock(&now_s)
         s = self.links[0].prev
-        while True:
-            n = 0
-            while s != 0 and n < ON_STACK and removed + n < most:
-                before = self.links[s].prev
-                if self.cause_of(s, tick) == EXPIRED:
-                    self.take(s, EXPIRED, &gone[n])
-                    n += 1
-                s = before
-            if n == 0:
-                return removed
-            version = self.version
-            self.release(gone, n)
-            removed += n
-            if self.version != version:  # a listener or destructor changed the cache
-                tick = self.read_clock(&now_s)
-                s = self.links[0].prev
+        while s != 0 and n < most:
+            n += self.cause_of(s, tick) == EXPIRED
+            s = self.links[s].prev
+        if n == 0:
+            return 0
+        gone = allocate_gone(n)
+        s = self.links[0].prev
+        i = 0
+        while i < n:
+            before = self.links[s].prev
+            if self.cause_of(s, tick) == EXPIRED:
+                self.take(s, EXPIRED, &gone[i])
+                i += 1
+            s = before
+        self.release(gone, n)
+        PyMem_Free(gone)
+        return n
 
     def evict(self, n, /):
         """Evict the `n` least recently used entries and return how many there were."""
@@ -1110,6 +1247,15 @@ cdef class _CacheIterator:
         raise StopIteration
 
 
+cdef bint holds(list things, object thing) noexcept:
+    """Tell whether `thing` itself is among `things`."""
+    cdef object other
+    for other in things:
+        if other is thing:
+            return True
+    return False
+
+
 cdef inline bint is_gc(PyObject* thing) noexcept:
     return PyType_IS_GC(Py_TYPE(thing))
 
@@ -1143,6 +1289,19 @@ cdef Gone* allocate_gone(Py_ssize_t n) except NULL:
     if gone == NULL:
         raise MemoryError(f"no memory to remove {n} entries")
     return gone
+
+
+cdef Gone* batch_room(Batch* batch, Py_ssize_t n) except NULL:
+    """Return the place for `n` more removed pairs."""
+    cdef Py_ssize_t room = 2 * batch.n + n + ON_STACK
+    cdef Gone* gone
+    if batch.n + n > batch.room:
+        gone = <Gone*>PyMem_Realloc(batch.gone, <size_t>room * sizeof(Gone))
+        if gone == NULL:
+            raise MemoryError(f"no memory to remove {n} entries")
+        batch.gone = gone
+        batch.room = room
+    return batch.gone + batch.n
 
 
 cdef int arena_traverse(PyObject* self, visitproc visit, void* arg) noexcept:

@@ -968,6 +968,27 @@ class TestSpeed:
             stride = seconds([i << shift for i in range(n)], lambda: engine.raw.Cache(n))
             assert stride < 8 * plain + 0.02, f"stride 2**{shift}: {stride / plain:.1f}x"
 
+    @pytest.mark.compiled_only
+    @pytest.mark.parametrize("stride", [1, 1597, 1 << 20, 1 << 44])
+    def test_no_cache_is_unlucky(self, engine: Twin, stride: int) -> None:
+        """Each cache has its own salt; none may let the keys of a stride cluster."""
+        import time
+
+        keys = [i * stride for i in range(6000)]
+        times = []
+        for _ in range(80):
+            cache = engine.raw.Cache(len(keys))
+            best = float("inf")
+            for _ in range(4):
+                started = time.perf_counter()
+                for key in keys:
+                    cache[key] = key
+                best = min(best, time.perf_counter() - started)
+            times.append(best)
+        times.sort()
+        # One of ten may have been disturbed by the machine; one of twenty was slow 10 to 300 fold.
+        assert times[-3] < 6 * times[len(times) // 2] + 0.001
+
     def test_colliding_hashes_stay_correct(self, engine: Twin) -> None:
         keys = [k * (2**61 - 1) for k in range(600)]
         assert len({hash(k) for k in keys}) == 1

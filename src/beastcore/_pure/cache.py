@@ -635,8 +635,8 @@ class Cache(Generic[K, V]):
                     self._sets += 1
                     return
             else:
-                old = entry.value  # kept until the operation is complete
-                if self._overwrite(entry, value, deadline, weight):
+                old = self._overwrite(entry, value, deadline, weight)
+                if old is not _MISSING:
                     self._sets += 1
                     removed.append((entry.key, old, RemovalCause.REPLACED))
                     self._promote(entry)
@@ -688,17 +688,18 @@ class Cache(Generic[K, V]):
                 self._version += 1
                 return True
 
-    def _overwrite(self, entry: _Entry, value: Any, deadline: int | None, weight: int) -> bool:
-        """Give `entry` another value; False when it is no longer in the cache."""
+    def _overwrite(self, entry: _Entry, value: Any, deadline: int | None, weight: int) -> Any:
+        """Give `entry` another value and return the old; _MISSING when it is no longer there."""
         # Operators only.
         if entry.epoch != self._epoch:
-            return False
+            return _MISSING
+        old = entry.value
         entry.value = value
         self._timed += (deadline is not None) - (entry.deadline is not None)
         entry.deadline = deadline
         self._weight += weight - entry.weight
         entry.weight = weight
-        return True
+        return old
 
     def _promote(self, entry: _Entry) -> None:
         """Make `entry` the most recently used, if it is still there."""
@@ -805,7 +806,10 @@ class _KeyIterator(Iterator[K]):
         while True:
             if cache._version != self._version:  # noqa: SLF001
                 raise RuntimeError("cache changed size during iteration")
-            entry = next(self._entries, None)
+            try:
+                entry = next(self._entries, None)
+            except RuntimeError:  # another thread changed the index just now
+                continue
             if entry is None:
                 self._cache = None
                 raise StopIteration
