@@ -20,6 +20,7 @@ BeastError
 |   +-- ForkedError             used in a child of the process that made it
 +-- ConfigError (ValueError)    a setting is not allowed
 +-- RequestError (ValueError)   a request, path, operation or query is malformed
++-- TraceError (ValueError)     a request trace cannot be read
 +-- MissingExtra (ImportError)  a library of an extra is not installed
 """
 
@@ -48,6 +49,7 @@ __all__ = [
     "StoreTimeout",
     "StoreUnavailable",
     "TableFullError",
+    "TraceError",
     "WriteRejected",
 ]
 
@@ -118,6 +120,10 @@ class ConfigError(BeastError, ValueError):
 
 class RequestError(BeastError, ValueError):
     """A request, path, operation or query is malformed; nothing was done."""
+
+
+class TraceError(BeastError, ValueError):
+    """A file holds no request trace; the text names it and what is wrong."""
 
 
 class MissingExtra(BeastError, ImportError):
