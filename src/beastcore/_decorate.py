@@ -90,12 +90,12 @@ def check_options(
     return checked, None if ttl is ... else check_ttl(ttl)
 
 
-def is_function_like(value: object) -> bool:
+def is_function_like(value: Any) -> bool:
     """Whether `@cached` without parentheses was meant: `value` is no maxsize but a function."""
     return callable(value) or isinstance(value, (classmethod, staticmethod, property))
 
 
-def check_function(function: object) -> bool:
+def check_function(function: Any) -> bool:
     """Check what `cached` decorates; return whether it is a coroutine function."""
     if isinstance(function, (classmethod, staticmethod)):
         word = type(function).__name__

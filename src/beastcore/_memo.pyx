@@ -208,11 +208,9 @@ cdef class CachedFunction:
     cdef object ttl, timer, given, token, drop
     cdef unsigned long long retired_hits, retired_misses
 
-    def __cinit__(self, *args, **kwargs):
+    def __cinit__(self, function, maxsize, ttl, key, typed, cache, timer):
         self.vectorcall = <vectorcallfunc>call_function
         self.instances = {}
-
-    def __init__(self, function, maxsize, ttl, key, typed, cache, timer):
         self.is_coroutine = check_function(function)
         self.function = function
         self.maxsize = maxsize
@@ -225,6 +223,7 @@ cdef class CachedFunction:
         self.drop = death_callback(self)
         dress(self, function, self.is_coroutine)
 
+    @classmethod
     def __class_getitem__(cls, item, /):
         return types.GenericAlias(cls, item)
 
@@ -485,12 +484,15 @@ cdef class CachedMethod:
     cdef object __weakref__
 
     def __cinit__(self, *args):
+        # Without arguments in `__get__`, which fills it at once, or by someone's bare `__new__`.
         self.vectorcall = <vectorcallfunc>call_method
+        self.function = NOBODY
 
     def __init__(self, CachedFunction function not None, instance, /):
         self.function = function
         self.instance = instance
 
+    @classmethod
     def __class_getitem__(cls, item, /):
         return types.GenericAlias(cls, item)
 
@@ -738,9 +740,17 @@ def cached(maxsize=..., ttl=..., *, key=None, typed=False, cache=None, timer=Non
     return decorate if function is None else decorate(function)
 
 
+def _unbound():
+    """Stand for the function of a method that was never bound."""
+    raise TypeError("this method was never bound to a function")
+
+
+cdef CachedFunction NOBODY = CachedFunction(_unbound, 1, None, None, False, None, None)
+
+
 cdef int patch_types() except -1:
     """Tell the interpreter where the vectorcall functions lie in the objects."""
-    cdef CachedFunction function = CachedFunction.__new__(CachedFunction)
+    cdef CachedFunction function = NOBODY
     cdef CachedMethod method = CachedMethod.__new__(CachedMethod)
     enable_vectorcall(<PyObject*>CachedFunction,
                       <char*>&function.vectorcall - <char*><void*>function)

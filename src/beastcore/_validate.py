@@ -140,7 +140,7 @@ def check_item(position: int, item: object) -> tuple[int, int, float | None]:
     return check_op_size(item.size), check_priority(item.priority), added_at
 
 
-def check_callable(name: str, value: object) -> None:
+def check_callable(name: str, value: Any) -> None:
     """Raise TypeError unless `value` is None or callable."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be callable or None, got {value!r}")

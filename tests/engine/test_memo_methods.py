@@ -338,6 +338,20 @@ def test_metadata_of_a_bound_method(engine: Twin) -> None:
         type("Sub", (type(a.price),), {})
 
 
+def test_a_method_that_was_never_bound_is_harmless(engine: Twin) -> None:
+    shop = make_class(engine)
+    kind = type(shop("a").price)
+    for make in (lambda: kind(), lambda: kind(None, 1), lambda: type(shop.price)()):
+        with pytest.raises((TypeError, AttributeError)):
+            make()()
+    bare = kind.__new__(kind)
+    for use in (lambda: bare(), lambda: bare(1), lambda: bare.cache):
+        with pytest.raises((TypeError, AttributeError)):
+            use()
+    bound = kind(shop.price, shop("a"))
+    assert bound("x") == "a/x/0"
+
+
 class Portable:
     """An instance that can be pickled with its bound method."""
 

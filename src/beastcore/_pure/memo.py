@@ -438,7 +438,7 @@ class _MethodDoc:
 
 @final
 class CachedMethod(Generic[_P, _R]):
-    __doc__ = _MethodDoc()
+    __doc__ = cast("str | None", _MethodDoc())
     __slots__ = ("__func__", "__self__", "__weakref__")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -483,7 +483,8 @@ class CachedMethod(Generic[_P, _R]):
         return inspect.signature(types.MethodType(self.__func__, self.__self__))
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__wrapped__":  # the signature of what is wrapped begins with the instance
+        # The signature of what is wrapped begins with the instance; the others were never set.
+        if name in ("__wrapped__", "__func__", "__self__"):
             raise AttributeError(f"'CachedMethod' object has no attribute {name!r}")
         return getattr(self.__func__, name)
 
