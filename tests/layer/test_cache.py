@@ -309,7 +309,7 @@ def test_a_failing_refresh_is_counted_and_reported(
 def test_background_refreshes_are_bounded(
     make: Any, store: ScriptedStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("beastmode.cache.state.MAX_REFRESHES", 2)
+    monkeypatch.setattr("beastmode.cache.table.MAX_REFRESHES", 2)
     cache = make(ttl_s=10, max_stale_s=5, stale_while_revalidate_s=5)
     paths = [f"users/{number}" for number in range(4)]
     cache.get_many(paths)
@@ -772,7 +772,7 @@ class Store:
 
 cache = BeastModeCache(Store())
 cache.get("users/1")
-cache._state.lock.acquire()  # as if another thread held it at that moment
+cache._state.gate.lock.acquire()  # as if another thread held it at that moment
 pid = os.fork()
 if pid == 0:
     code = 1
@@ -782,7 +782,7 @@ if pid == 0:
         code = 0
     finally:
         os._exit(code)
-cache._state.lock.release()
+cache._state.gate.lock.release()
 _, status = os.waitpid(pid, 0)
 assert os.waitstatus_to_exitcode(status) == 0
 """

@@ -13,10 +13,11 @@ import pytest
 
 from beastmode.cache import Answer, BeastModeCache
 from beastmode.cache.flights import AbandonedError
-from beastmode.errors import CacheError, LoadError, StoreTimeout, StoreUnavailable
+from beastmode.errors import CacheError, ClosedError, LoadError, StoreTimeout, StoreUnavailable
 from beastmode.stores.base import deadline_in
 from beastmode.stores.documents import Document
 from scripted import WAIT_S, ScriptedAsyncStore, ScriptedStore
+from support import FakeClock
 
 KEY = "users/1"
 
@@ -407,6 +408,57 @@ async def test_a_store_that_ignores_its_deadline_is_given_up(store: ScriptedStor
     cache.close()
 
 
+async def test_close_wakes_readers_whose_loads_never_got_a_thread(store: ScriptedStore) -> None:
+    cache = BeastModeCache(store, load_deadline_s=WAIT_S)  # no async store: a few threads load
+    held = [store.hold(f"slow/{number}") for number in range(4)]
+    slow = [asyncio.create_task(cache.aget(f"slow/{number}")) for number in range(4)]
+    for hold in held:
+        assert await asyncio.to_thread(hold.entered.wait, WAIT_S)
+    waiting = asyncio.create_task(cache.aget(KEY))
+    overtaken = asyncio.create_task(cache.aget("users/2"))
+    while cache.get_stats().in_flight < 6:
+        await asyncio.sleep(0)
+    cache.invalidate("users/2")
+    closing = asyncio.create_task(asyncio.to_thread(cache.close))
+    for task in (waiting, overtaken, *slow):
+        with pytest.raises(ClosedError):
+            await asyncio.wait_for(task, WAIT_S / 2)
+    for hold in held:
+        hold.release()
+    await closing
+    assert store.loads_of(KEY) == store.loads_of("users/2") == 0
+
+
+def test_the_cache_may_be_closed_by_its_own_thread(store: ScriptedStore) -> None:
+    clock = FakeClock()
+    closed = threading.Event()
+
+    def close(_: BaseException) -> None:
+        cache.close()
+        closed.set()
+
+    cache = BeastModeCache(store, ttl_s=1, stale_while_revalidate_s=5, timer=clock, on_error=close)
+    cache.get(KEY)
+    clock.advance(2)
+    store.error = StoreUnavailable("down")
+    assert cache.get(KEY).source == "stale"
+    assert closed.wait(WAIT_S)
+
+
+async def test_closing_the_cache_ends_its_tasks(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    held = store.hold(KEY)
+    reader = asyncio.create_task(cache.aget(KEY))
+    while not held.entered.is_set():
+        await asyncio.sleep(0)
+    cache.close()
+    with pytest.raises(ClosedError):
+        await reader
+    while cache._loader._tasks:
+        await asyncio.sleep(0)
+
+
 # -- event loops that end ----------------------------------------------------------------------
 
 
@@ -435,6 +487,24 @@ def test_a_loop_that_ends_with_a_load_in_the_air_hangs_nobody(
     if how == "closed":
         cache.cleanup()
         assert not cache._loader._tasks
+
+
+@pytest.mark.parametrize("waiter", ["thread", "task"])
+def test_any_waiter_notices_a_stopped_loop_by_itself(
+    cache: BeastModeCache, store: ScriptedStore, loops: Any, waiter: str
+) -> None:
+    held = store.hold(KEY)
+    dying = loops()
+    dying.start(cache.aget(KEY))
+    held.wait_entered()
+    if waiter == "thread":
+        done = Reader(lambda: cache.get(KEY, deadline=deadline_in(5))).done
+    else:
+        task = loops().start(cache.aget(KEY, deadline=deadline_in(5)))
+        done = lambda: task.result(WAIT_S)  # noqa: E731
+    wait_until(joined(cache, 1))
+    dying.stop()
+    assert done().document == store.documents[KEY]
 
 
 def test_a_loop_closed_with_only_waiters_disturbs_nobody(

@@ -87,16 +87,20 @@ class Flight:
         else:
             self.future.set_result(outcome)
 
-    def is_stalled(self, mine: asyncio.AbstractEventLoop | None) -> bool:
-        """Return whether waiting for it in vain is to be feared.
-
-        True when its event loop does not run, when the store is long past the deadline, and when
-        the caller would block the very loop (`mine`) that has to run it.
-        """
-        loop = self.loop
-        if loop is not None and (loop is mine or loop.is_closed() or not loop.is_running()):
+    def is_dead(self) -> bool:
+        """Return whether it will not end: its loop is closed, or the deadline long past."""
+        if self.loop is not None and self.loop.is_closed():
             return True
         return time.monotonic() > self.deadline + GRACE_S
+
+    def is_stalled(self, mine: asyncio.AbstractEventLoop | None) -> bool:
+        """Return whether a reader who waited for it might wait in vain.
+
+        Besides a dead one, it is one whose event loop does not run at the moment, or runs in the
+        very thread (as `mine`) that the reader would block.
+        """
+        loop = self.loop
+        return self.is_dead() or (loop is not None and (loop is mine or not loop.is_running()))
 
     def outcome(self, limit: float) -> Document | Exception:
         """Wait in this thread until `limit` (`time.monotonic`) and return how it ended."""

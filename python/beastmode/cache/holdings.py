@@ -13,9 +13,10 @@ from typing import Final
 
 from beastcore import Cache
 from beastmode.cache.rules import Key, Policy, RuleBook
+from beastmode.errors import RequestError
 from beastmode.stores.documents import Document
 
-__all__ = ["Entry", "Holdings", "is_under"]
+__all__ = ["Entry", "Holdings", "check_prefix", "is_under"]
 
 _MAX_ENGINE_TTL: Final = 31_536_000.0
 _FEWEST_USERS: Final = 64
@@ -56,7 +57,8 @@ class Holdings:
 
     def __init__(self, engine: Cache[Key, Entry], book: RuleBook, *, jitter: float) -> None:
         self.engine = engine
-        self._book = book
+        self.shares_keys = book.shares_keys
+        """True when no rule is `per_user`: then a path is its own key."""
         self._jitter = jitter
         self._shelves: weakref.WeakValueDictionary[str, Shelf] = weakref.WeakValueDictionary()
 
@@ -109,7 +111,7 @@ class Holdings:
     def keys_of(self, path: str) -> list[Key]:
         """Return the keys that may be held for a path; O(1), O(users) where kept per user."""
         keys: list[Key] = [path]
-        if not self._book.shares_keys:
+        if not self.shares_keys:
             shelf = self._shelves.get(path)
             if shelf is not None:
                 keys = [(path, user) for user in shelf.users]
@@ -151,3 +153,13 @@ class Holdings:
 def is_under(path: str, prefix: str) -> bool:
     """Return whether `path` is `prefix` or lies beneath it, by whole parts."""
     return path.startswith(prefix) and (len(path) == len(prefix) or path[len(prefix)] == "/")
+
+
+def check_prefix(prefix: object) -> str:
+    """Return `prefix` without a trailing slash; RequestError unless it names a place."""
+    parts = prefix.removesuffix("/").split("/") if isinstance(prefix, str) else [""]
+    if not all(parts):
+        raise RequestError(
+            f"prefix must be a collection or document path such as 'users', got {prefix!r}"
+        )
+    return "/".join(parts)

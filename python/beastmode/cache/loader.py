@@ -1,6 +1,6 @@
 """The drivers of the cache: they run loads, in threads and on event loops, and wait for them.
 
-What to load and what to do with it is decided by `state`; here is all of the cache's I/O, its
+What to load and what to do with it is decided by `table`; here is all of the cache's I/O, its
 threads and its tasks. A thread that reads does the loads that it leads itself. A coroutine's
 loads run detached, as a task of its loop (over an AsyncStore) or in one of the loader's few
 threads, so that cancelling it cancels nobody else's load.
@@ -20,7 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from beastmode.cache.flights import GRACE_S, Flight, loading, running_loop
-from beastmode.cache.state import CacheState, Read
+from beastmode.cache.state import CacheState
+from beastmode.cache.table import Read
 from beastmode.errors import ClosedError, LoadError, StoreTimeout
 from beastmode.stores.base import AsyncStore, Store
 from beastmode.stores.documents import Document
@@ -48,6 +49,7 @@ class Loader:
         on_error: Callable[[BaseException], object] | None,
     ) -> None:
         self._state = state
+        self._table = state.table
         self._store = store
         self._async_store = async_store
         self._load_deadline_s = deadline_s
@@ -64,7 +66,7 @@ class Loader:
         for task in list(self._tasks):
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 task.get_loop().call_soon_threadsafe(task.cancel)
-        with self._state.lock:
+        with self._state.gate.lock:
             executor, self._executor = self._executor, None
         if executor is not None:
             # A thread of ours that closes the cache, from on_error say, cannot wait for itself.
@@ -81,7 +83,7 @@ class Loader:
         """Answer `reads` from this thread, which does the loads that it leads itself."""
         limit = time.monotonic() + self._load_deadline_s if deadline is None else deadline
         while reads:
-            led, refresh = self._state.begin(
+            led, refresh = self._table.begin(
                 reads,
                 now=self._timer(),
                 deadline=limit,
@@ -98,7 +100,7 @@ class Loader:
             for read in waiting:
                 assert read.flight is not None
                 outcome = read.flight.outcome(limit)
-                if not self._state.settle(read, outcome, now=self._timer(), limit=limit):
+                if not self._table.settle(read, outcome, now=self._timer(), limit=limit):
                     reads.append(read)
 
     async def aread(self, reads: list[Read], deadline: float | None, *, one: bool = False) -> None:
@@ -108,7 +110,7 @@ class Loader:
         loop = asyncio.get_running_loop()
         while reads:
             load_limit = time.monotonic() + self._load_deadline_s
-            led, refresh = self._state.begin(
+            led, refresh = self._table.begin(
                 reads,
                 now=self._timer(),
                 deadline=max(limit, load_limit),
@@ -126,14 +128,14 @@ class Loader:
             for read in waiting:
                 assert read.flight is not None
                 outcome = await read.flight.aoutcome(limit)
-                if not self._state.settle(read, outcome, now=self._timer(), limit=limit):
+                if not self._table.settle(read, outcome, now=self._timer(), limit=limit):
                     reads.append(read)
 
     def _load_flights(self, flights: list[Flight], *, one: bool = False) -> None:
         """Load `flights` in this thread and resolve every one of them, whatever happens."""
         try:
             deadline = flights[0].deadline
-            with loading(self._state, [flight.key for flight in flights]):
+            with loading(self._table, [flight.key for flight in flights]):
                 if one:
                     documents: Any = [self._store.get(flights[0].path, deadline=deadline)]
                 else:
@@ -152,7 +154,7 @@ class Loader:
         try:
             deadline = flights[0].deadline
             left = deadline - time.monotonic() + GRACE_S
-            with loading(self._state, [flight.key for flight in flights]):
+            with loading(self._table, [flight.key for flight in flights]):
                 limit = asyncio.timeout(left)
                 try:
                     async with limit:
@@ -199,8 +201,8 @@ class Loader:
         """Load `flights` in one of the cache's threads."""
         context = contextvars.Context() if flights[0].background else contextvars.copy_context()
         try:
-            with self._state.lock:
-                self._state.check_open()
+            with self._state.gate.lock:
+                self._state.gate.check()
                 if self._executor is None:
                     self._executor = ThreadPoolExecutor(
                         _THREADS,
@@ -208,7 +210,8 @@ class Loader:
                         lambda: self._workers.add(threading.get_ident()),
                     )
                 executor = self._executor
-            executor.submit(context.run, self._load_flights, flights, one=one)
+            done = executor.submit(context.run, self._load_flights, flights, one=one)
+            done.add_done_callback(lambda _: self._abandon(flights))  # it may never have run
         except (ClosedError, RuntimeError) as error:  # closed meanwhile, or no thread to be had
             self._fail(flights, error)
 
@@ -219,7 +222,7 @@ class Loader:
             )
         for flight, document in zip(flights, documents, strict=True):
             if isinstance(document, Document) and document.path == flight.path:
-                self._state.land(flight, document)
+                self._table.land(flight, document)
             else:
                 self._fail(
                     [flight],
@@ -230,8 +233,8 @@ class Loader:
 
     def _fail(self, flights: list[Flight], error: Exception) -> None:
         for flight in flights:
-            self._state.fail(flight, error)
-        if flights[0].background and not self._state.closed:
+            self._table.fail(flight, error)
+        if flights[0].background and not self._state.gate.closed:
             _log.warning("a background load of %r failed: %r", flights[0].path, error)
             if self._on_error is not None:
                 try:
@@ -243,4 +246,4 @@ class Loader:
     def _abandon(self, flights: list[Flight]) -> None:
         for flight in flights:
             if not flight.settled:
-                self._state.abandon(flight, "was cancelled before it ended")
+                self._table.abandon(flight, "was cancelled before it ended")

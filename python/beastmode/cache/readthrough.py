@@ -9,11 +9,12 @@ from typing import Final
 
 from beastcore import Cache
 from beastcore._validate import check_callable, check_count, check_seconds
-from beastmode.cache.holdings import Entry
+from beastmode.cache.holdings import Entry, check_prefix
 from beastmode.cache.loader import Loader
 from beastmode.cache.report import Answer, CacheReport
 from beastmode.cache.rules import Key, Policy, Rule, RuleBook, check_lifetime, setting
-from beastmode.cache.state import CacheState, Read
+from beastmode.cache.state import CacheState
+from beastmode.cache.table import Read
 from beastmode.errors import ClosedError, ConfigError, RequestError
 from beastmode.stores.base import AsyncStore, Change, Store
 from beastmode.stores.documents import Document, check_path
@@ -249,7 +250,7 @@ class BeastModeCache:
             )
         if path is not None:
             return self._state.invalidate(check_path(path))
-        return self._state.invalidate_under(_check_prefix(prefix))
+        return self._state.invalidate_under(check_prefix(prefix))
 
     def mark_unverified(self, prefix: str | None = None) -> None:
         """Doubt what is held (at and under `prefix`): a source of changes has failed.
@@ -258,12 +259,12 @@ class BeastModeCache:
         only as stale, for `max_stale_s` from now. Loads in the air are not installed. Scans all
         entries, as `invalidate` with a prefix does.
         """
-        self._state.doubt(None if prefix is None else _check_prefix(prefix), self._timer())
+        self._state.doubt(None if prefix is None else check_prefix(prefix), self._timer())
 
     def cleanup(self, limit: int | None = None) -> int:
         """Remove at most `limit` entries that are too old even to be served stale; the number."""
-        self._state.check_open()
-        self._state.reap()
+        self._state.gate.check()
+        self._state.table.reap()
         self._loader.forget_closed_loops()
         return self._engine.expire(limit)
 
@@ -278,7 +279,7 @@ class BeastModeCache:
         for what is loaded from now on. Fewer `max_entries` evict at once. ConfigError for bad
         values.
         """
-        self._state.check_open()
+        self._state.gate.check()
         ttl = None if ttl_s is None else check_lifetime("ttl_s", ttl_s)
         if max_entries is not None:
             self._engine.resize(setting(check_count, "max_entries", max_entries))
@@ -346,7 +347,7 @@ class BeastModeCache:
         self, paths: Sequence[str], user: str | None
     ) -> tuple[list[tuple[Key, Answer | None]], dict[Key, Read]]:
         """Return each path's key and fresh answer, and a read for each key that has none."""
-        self._state.check_open()
+        self._state.gate.check()
         if isinstance(paths, str):
             raise RequestError(f"paths must be a sequence of document paths, got {paths!r}")
         paths = list(paths)
@@ -387,15 +388,6 @@ def _chunks(paths: Iterable[str]) -> Iterable[list[str]]:
 def _check_document(document: object) -> None:
     if not isinstance(document, Document):
         raise RequestError(f"document must be a Document, got {document!r}")
-
-
-def _check_prefix(prefix: object) -> str:
-    parts = prefix.removesuffix("/").split("/") if isinstance(prefix, str) else [""]
-    if not all(parts):
-        raise RequestError(
-            f"prefix must be a collection or document path such as 'users', got {prefix!r}"
-        )
-    return "/".join(parts)
 
 
 def _closed(_key: Key) -> Entry | None:

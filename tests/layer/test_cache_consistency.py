@@ -1,0 +1,448 @@
+"""What the cache may install and must not: interleavings of loads, writes, changes and doubt.
+
+Nothing sleeps. A load is stopped between its read and its return, the other party acts, and the
+load goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from beastmode.cache import Answer, BeastModeCache, Rule
+from beastmode.errors import StoreUnavailable
+from beastmode.stores.base import Change
+from beastmode.stores.documents import Document
+from scripted import WAIT_S, Hold, ScriptedAsyncStore, ScriptedStore
+from support import FakeClock
+
+KEY = "users/1"
+
+Act = Callable[[BeastModeCache, ScriptedStore], object]
+
+
+def finish_write(cache: BeastModeCache, store: ScriptedStore, document: Document | None) -> None:
+    cache.write_started(KEY)
+    cache.write_finished(KEY, document)
+
+
+OVERTAKERS: dict[str, Act] = {
+    "invalidate": lambda cache, store: cache.invalidate(KEY),
+    "invalidate prefix": lambda cache, store: cache.invalidate(prefix="users"),
+    "clear": lambda cache, store: cache.clear(),
+    "doubt": lambda cache, store: cache.mark_unverified(),
+    "doubt prefix": lambda cache, store: cache.mark_unverified("users"),
+    "change": lambda cache, store: cache.apply_change(Change(store.documents[KEY])),
+    "write": lambda cache, store: finish_write(cache, store, None),
+    "known write": lambda cache, store: finish_write(cache, store, store.documents[KEY]),
+    "set": lambda cache, store: cache.set(store.documents[KEY]),
+}
+
+
+@pytest.fixture
+def store() -> ScriptedStore:
+    store = ScriptedStore()
+    store.put(KEY, n=1)
+    return store
+
+
+@pytest.fixture
+def cache(store: ScriptedStore, clock: FakeClock) -> Iterator[BeastModeCache]:
+    cache = BeastModeCache(
+        store,
+        ScriptedAsyncStore(store),
+        ttl_s=100,
+        max_stale_s=10,
+        load_deadline_s=WAIT_S,
+        timer=clock,
+    )
+    yield cache
+    cache.close()
+
+
+class Loading:
+    """A read in another thread whose load has read its document and not yet returned it."""
+
+    def __init__(self, cache: BeastModeCache, store: ScriptedStore, path: str = KEY) -> None:
+        self._held: Hold = store.hold(path)
+        self.answer: Answer | None = None
+
+        def read() -> None:
+            self.answer = cache.get(path)
+
+        self._thread = threading.Thread(target=read, daemon=True)
+        self._thread.start()
+        self._held.wait_entered()
+
+    def end(self) -> Document:
+        self._held.release()
+        self._thread.join(WAIT_S)
+        assert self.answer is not None
+        return self.answer.document
+
+
+# -- C1: nothing is installed after its token died ---------------------------------------------
+
+
+@pytest.mark.parametrize("name", OVERTAKERS)
+def test_an_overtaken_load_is_not_installed(
+    cache: BeastModeCache, store: ScriptedStore, name: str
+) -> None:
+    old = store.documents[KEY]
+    loading = Loading(cache, store)
+    new = store.put(KEY, n=2)
+    OVERTAKERS[name](cache, store)
+    # Who comes now does not join the overtaken load.
+    assert cache.get(KEY).document == new
+    assert loading.end() in (old, new), "who was waiting may get either"
+    assert cache.get(KEY) == Answer(new, "hit")
+
+
+@pytest.mark.parametrize("name", OVERTAKERS)
+def test_an_overtaken_load_is_not_installed_after_its_successor_left(
+    cache: BeastModeCache, store: ScriptedStore, name: str
+) -> None:
+    loading = Loading(cache, store)
+    store.put(KEY, n=2)
+    OVERTAKERS[name](cache, store)
+    cache.get(KEY)
+    cache._engine.clear()  # evicted: its version is no longer known
+    loading.end()
+    assert cache.lookup(KEY) is None
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("name", OVERTAKERS)
+async def test_every_order_of_load_commit_and_notice_converges(
+    store: ScriptedStore, name: str, held: bool
+) -> None:
+    """Load (begin, end) against commit, then notice: every order ends with the truth or nothing."""
+    steps = list(itertools.permutations(("begin", "end", "commit", "notice")))
+    orders = [
+        order
+        for order in steps
+        if order.index("begin") < order.index("end")
+        and order.index("commit") < order.index("notice")
+    ]
+    assert len(orders) == 6
+    for order in orders:
+        clock = FakeClock()
+        cache = BeastModeCache(
+            store, ScriptedAsyncStore(store), ttl_s=100, load_deadline_s=WAIT_S, timer=clock
+        )
+        if held:
+            await cache.aget(KEY)
+            clock.advance(101)
+        hold: Hold | None = None
+        reader: asyncio.Task[Answer] | None = None
+        for step in order:
+            if step == "begin":
+                hold = store.hold(KEY)
+                reader = asyncio.create_task(cache.aget(KEY))
+                while not (hold.entered.is_set() or reader.done()):
+                    await asyncio.sleep(0)
+            elif step == "commit":
+                store.put(KEY, n=order)
+            elif step == "notice":
+                OVERTAKERS[name](cache, store)
+            else:
+                assert hold is not None
+                assert reader is not None
+                hold.release()
+                await reader
+        store._holds.clear()
+        found = cache.lookup(KEY)
+        assert found in (None, store.documents[KEY]), order
+        assert (await cache.aget(KEY)).document == store.documents[KEY], order
+        cache.close()
+
+
+def test_an_overtaken_batch_installs_the_rest(cache: BeastModeCache, store: ScriptedStore) -> None:
+    other = store.put("users/2", n=2)
+    held = store.hold("users/2")
+    got: list[list[Answer]] = []
+    reader = threading.Thread(target=lambda: got.append(cache.get_many([KEY, "users/2"])))
+    reader.start()
+    held.wait_entered()
+    cache.invalidate(KEY)
+    held.release()
+    reader.join(WAIT_S)
+    assert len(got[0]) == 2
+    assert cache.lookup(KEY) is None
+    assert cache.lookup("users/2") == other
+    assert cache.get_stats().discarded == 1
+
+
+# -- C2: versions never go back ----------------------------------------------------------------
+
+
+def test_a_lagging_store_does_not_turn_back_time(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    old = store.documents[KEY]
+    new = store.put(KEY, n=2)
+    cache.get(KEY)
+    clock.advance(101)
+    store.documents[KEY] = old
+    assert cache.get(KEY) == Answer(new, "store")
+    assert cache.lookup(KEY) is None, "what is held was not confirmed"
+    assert cache.set(old) is False
+    cache.apply_change(Change(old))
+    store.documents[KEY] = new
+    assert cache.get(KEY) == Answer(new, "store")
+    assert cache.get(KEY) == Answer(new, "hit")
+
+
+def test_tombstones_have_versions_too(cache: BeastModeCache, store: ScriptedStore) -> None:
+    old = store.documents[KEY]
+    gone = store.delete(KEY)
+    assert not cache.get(KEY).document.exists
+    assert cache.set(old) is False
+    cache.apply_change(Change(old))
+    assert cache.lookup(KEY) == gone
+    back = store.put(KEY, n=3)
+    cache.apply_change(Change(back))
+    assert cache.lookup(KEY) == back
+    cache.apply_change(Change(gone))
+    assert cache.lookup(KEY) == back
+
+
+# -- changes -----------------------------------------------------------------------------------
+
+
+def test_a_change_replaces_what_is_held_and_installs_nothing_else(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    cache.apply_change(Change(store.documents[KEY]))
+    assert cache.lookup(KEY) is None
+    cache.get(KEY)
+    clock.advance(90)
+    new = store.put(KEY, n=2)
+    cache.apply_change(Change(new))
+    assert cache.lookup(KEY) is new
+    clock.advance(99)
+    assert cache.lookup(KEY) is new, "its life began anew"
+    assert cache.get_stats().changes_applied == 1
+    cache.apply_change(Change(store.delete(KEY)))
+    found = cache.lookup(KEY)
+    assert found is not None
+    assert not found.exists
+    clock.advance(31)
+    assert cache.lookup(KEY) is None, "a tombstone has its own time to live"
+
+
+def test_a_change_does_not_make_an_entry_recently_used(store: ScriptedStore) -> None:
+    cache = BeastModeCache(store, max_entries=2)
+    store.put("users/2", n=2)
+    cache.get(KEY)
+    cache.get("users/2")
+    cache.apply_change(Change(store.put(KEY, n=3)))
+    cache.get("users/3")
+    assert cache.lookup(KEY) is None
+    assert cache.lookup("users/2") is not None
+    cache.close()
+
+
+# -- C3: own writes ----------------------------------------------------------------------------
+
+
+def test_while_a_write_is_pending_nothing_read_is_installed(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    base = cache.get(KEY).document
+    cache.write_started(KEY)
+    assert cache.lookup(KEY) is base, "the base stays: pending writes are laid over it"
+    cache.invalidate(KEY)
+    new = store.put(KEY, n=2)
+    assert [cache.get(KEY) for _ in range(2)] == [Answer(new, "store")] * 2
+    assert cache.set(new) is False
+    assert cache.get_stats().pending_writes == 1
+    cache.write_finished(KEY, new)
+    assert cache.get(KEY) == Answer(new, "hit")
+    assert cache.get_stats().pending_writes == 0
+
+
+def test_a_load_that_spans_a_write_is_not_installed(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    cache.write_started(KEY)
+    loading = Loading(cache, store)  # it reads the state before the write
+    new = store.put(KEY, n=2)
+    cache.write_finished(KEY, None)
+    loading.end()
+    assert cache.lookup(KEY) is None
+    assert cache.get(KEY).document == new
+
+
+def test_a_finished_write_shows_even_if_nothing_was_held(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    cache.write_started(KEY)
+    new = store.put(KEY, n=2)
+    cache.write_finished(KEY, new)
+    assert cache.lookup(KEY) == new
+
+
+def test_a_write_of_unknown_outcome_drops_the_entry(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    cache.get(KEY)
+    cache.write_started(KEY)
+    cache.write_finished(KEY, None)
+    assert cache.lookup(KEY) is None
+
+
+def test_with_another_write_pending_the_base_takes_up_the_finished_one(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    cache.get(KEY)
+    cache.write_started(KEY)
+    cache.write_started(KEY)
+    first = store.put(KEY, n=2)
+    cache.write_finished(KEY, first)
+    assert cache.lookup(KEY) == first, "the overlay no longer shows the first write"
+    second = store.put(KEY, n=3)
+    cache.write_finished(KEY, second)
+    assert cache.lookup(KEY) == second
+
+    cache.clear()
+    cache.write_started(KEY)
+    cache.write_started(KEY)
+    cache.write_finished(KEY, store.put(KEY, n=4))
+    assert cache.lookup(KEY) is None, "no new key while a write is pending"
+    cache.write_finished(KEY, None)
+    assert cache.lookup(KEY) is None
+
+
+def test_an_outdated_acknowledgement_does_not_turn_back_time(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    own = store.put(KEY, n=2)
+    newer = store.put(KEY, n=3)
+    cache.get(KEY)
+    cache.write_started(KEY)
+    cache.write_finished(KEY, own)
+    assert cache.lookup(KEY) == newer
+
+
+# -- C4 and C5: others' changes while a write is pending ---------------------------------------
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_newer_foreign_change_during_a_write_is_not_lost(
+    cache: BeastModeCache, store: ScriptedStore, known: bool
+) -> None:
+    cache.get(KEY)
+    cache.write_started(KEY)
+    own = store.put(KEY, n=2)
+    foreign = store.put(KEY, n=3)
+    cache.apply_change(Change(foreign))
+    cache.apply_change(Change(own))  # the order of notices does not matter
+    cache.write_finished(KEY, own if known else None)
+    assert cache.lookup(KEY) is None
+    assert cache.get(KEY).document == foreign
+
+
+def test_the_echo_of_an_own_write_changes_nothing(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    cache.get(KEY)
+    foreign = store.put(KEY, n=2)
+    cache.write_started(KEY)
+    cache.apply_change(Change(foreign))
+    own = store.put(KEY, n=3)
+    cache.apply_change(Change(own))
+    cache.write_finished(KEY, own)
+    assert cache.lookup(KEY) == own
+    cache.apply_change(Change(own))
+    cache.apply_change(Change(foreign))
+    assert cache.lookup(KEY) == own
+
+
+def test_a_merge_converges_after_a_foreign_merge(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    cache.get(KEY)
+    cache.write_started(KEY)
+    store.put(KEY, n=1, foreign=True)
+    both = store.put(KEY, n=1, foreign=True, own=True)
+    cache.apply_change(Change(both))
+    cache.write_finished(KEY, None)  # what a merge resulted in is not known
+    assert cache.get(KEY).document.data == {"n": 1, "foreign": True, "own": True}
+
+
+# -- C6: doubt ---------------------------------------------------------------------------------
+
+
+def test_doubt_comes_before_the_next_read(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    cache.get(KEY)
+    new = store.put(KEY, n=2)  # and its notice was lost
+    cache.mark_unverified()
+    assert cache.get(KEY) == Answer(new, "store")
+
+
+def test_a_load_in_the_air_does_not_end_doubt(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    cache.get(KEY)
+    clock.advance(101)
+    loading = Loading(cache, store)
+    store.put(KEY, n=2)
+    cache.mark_unverified()
+    loading.end()
+    assert cache.lookup(KEY) is None
+
+
+def test_doubt_twice_does_not_prolong_staleness(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    cache.get(KEY)
+    store.error = StoreUnavailable("down")
+    for _ in range(2):
+        cache.mark_unverified()
+        assert cache.get(KEY).source == "stale"
+        clock.advance(6)
+    with pytest.raises(StoreUnavailable):
+        cache.get(KEY)
+
+
+# -- uncacheable and re-entrant ----------------------------------------------------------------
+
+
+def test_uncacheable_readers_after_a_write_do_not_join_an_older_load(
+    store: ScriptedStore,
+) -> None:
+    cache = BeastModeCache(store, rules=[Rule("users", cacheable=False)], load_deadline_s=WAIT_S)
+    loading = Loading(cache, store)
+    cache.write_started(KEY)
+    new = store.put(KEY, n=2)
+    assert cache.get(KEY).document == new
+    cache.write_finished(KEY, new)
+    assert loading.end() != new
+    cache.close()
+
+
+def test_a_finalizer_may_use_the_cache(store: ScriptedStore) -> None:
+    cache = BeastModeCache(store, max_entries=1)
+    seen: list[int] = []
+
+    class Evil(dict[str, Any]):
+        def __del__(self) -> None:
+            seen.append(cache.invalidate("users/9"))
+            cache.write_started("users/8")
+            cache.write_finished("users/8", None)
+
+    for number in range(5):
+        assert cache.set(Document(f"things/{number}", Evil(), 1))
+    assert len(seen) == 4
+    assert cache.get_stats().engine.currsize == 1
+    cache.clear()
+    assert len(seen) == 5
+    cache.close()

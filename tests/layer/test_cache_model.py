@@ -1,0 +1,268 @@
+"""A random walk through reads, loads, writes, changes and doubt, against a model of the rules."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from beastmode.cache import Answer, BeastModeCache
+from beastmode.errors import StoreUnavailable
+from beastmode.stores.base import Change, deadline_in
+from beastmode.stores.documents import Document
+from support import FakeClock
+
+PATHS = ("users/1", "users/2", "rooms/1")
+paths = st.sampled_from(PATHS)
+
+
+class Load:
+    """A load that has read its document and waits for the test."""
+
+    def __init__(self, path: str, document: Document, future: asyncio.Future[Document]) -> None:
+        self.path = path
+        self.document = document
+        self.future = future
+
+
+class Store:
+    """Every load stops until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.documents = {path: Document(path, None, 0) for path in PATHS}
+        self.loads: list[Load] = []
+        self.started = 0
+
+    def write(self, path: str, data: dict[str, Any] | None) -> Document:
+        self.version += 1
+        self.documents[path] = Document(path, data, self.version)
+        return self.documents[path]
+
+    async def get(self, path: str, *, deadline: float | None = None) -> Document:
+        load = Load(path, self.documents[path], asyncio.get_running_loop().create_future())
+        self.loads.append(load)
+        self.started += 1
+        return await load.future
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """The model: `floor` is the oldest version that a later reader of a path may be given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.clock = FakeClock()
+        self.store = Store()
+        self.cache = BeastModeCache(
+            self.store,  # type: ignore[arg-type]
+            self.store,  # type: ignore[arg-type]
+            max_entries=2,
+            ttl_s=20,
+            negative_ttl_s=10,
+            max_stale_s=0,
+            load_deadline_s=60,
+            timer=self.clock,
+        )
+        self.floor = dict.fromkeys(PATHS, 0)
+        self.seen = dict.fromkeys(PATHS, 0)
+        self.pending = dict.fromkeys(PATHS, 0)
+        self.heard = dict.fromkeys(PATHS, 0)
+        self.notices: list[Document] = []
+        self.joinable: dict[str, Load] = {}
+        self.readers: list[tuple[str, int, asyncio.Task[Answer]]] = []
+
+    def step(self) -> None:
+        async def some() -> None:
+            for _ in range(8):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(some())
+        waiting = []
+        for path, floor, task in self.readers:
+            if not task.done():
+                waiting.append((path, floor, task))
+            elif not task.cancelled() and task.exception() is None:
+                document = task.result().document
+                assert document.path == path
+                assert document.version >= floor, "a reader was given what was overtaken"
+        self.readers = waiting
+
+    def overtake(self, path: str, floor: int) -> None:
+        self.floor[path] = max(self.floor[path], floor)
+        self.joinable.pop(path, None)
+
+    # -- the store ------------------------------------------------------------------------------
+
+    @rule(path=paths, exists=st.booleans())
+    def someone_else_writes(self, path: str, exists: bool) -> None:
+        self.notices.append(self.store.write(path, {"v": self.store.version} if exists else None))
+
+    @precondition(lambda self: self.notices)
+    @rule(data=st.data(), keep=st.booleans())
+    def a_notice_comes(self, data: st.DataObject, keep: bool) -> None:
+        """In any order, perhaps twice."""
+        document = data.draw(st.sampled_from(self.notices))
+        if not keep:
+            self.notices.remove(document)
+        self.cache.apply_change(Change(document))
+        path = document.path
+        if self.pending[path]:
+            self.heard[path] = max(self.heard[path], document.version)
+            self.joinable.pop(path, None)
+        else:
+            self.overtake(path, document.version)
+
+    # -- readers --------------------------------------------------------------------------------
+
+    @rule(path=paths)
+    def read(self, path: str) -> None:
+        held = self.cache.lookup(path)
+        before = self.store.started
+        deadline = deadline_in(60)
+
+        async def start() -> asyncio.Task[Answer]:
+            return asyncio.create_task(self.cache.aget(path, deadline=deadline))
+
+        task = self.loop.run_until_complete(start())
+        self.readers.append((path, self.floor[path], task))
+        self.step()
+        started = self.store.started - before
+        if held is not None or path in self.joinable:
+            assert started == 0, "a second load of one key"
+        else:
+            assert started == 1, "no load, or more than one"
+            self.joinable[path] = self.store.loads[-1]
+
+    @precondition(lambda self: self.readers)
+    @rule(data=st.data())
+    def a_reader_is_cancelled(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.readers))
+        entry[2].cancel()
+        self.step()
+
+    @precondition(lambda self: self.store.loads)
+    @rule(data=st.data(), fails=st.sampled_from([False, False, False, True]))
+    def a_load_ends(self, data: st.DataObject, fails: bool) -> None:
+        load = data.draw(st.sampled_from(self.store.loads))
+        self.store.loads.remove(load)
+        is_live = self.joinable.get(load.path) is load
+        if is_live:
+            del self.joinable[load.path]
+        held = self.cache._engine.peek(load.path)
+        if fails:
+            load.future.set_exception(StoreUnavailable("down"))
+        else:
+            load.future.set_result(load.document)
+        self.step()
+        after = self.cache._engine.peek(load.path)
+        if fails or not is_live or self.pending[load.path]:
+            assert after is held, "it was installed without right"
+        else:
+            assert after is not None
+            newest = max(load.document.version, held.document.version if held else 0)
+            assert after.document.version == newest
+
+    # -- what overtakes loads -------------------------------------------------------------------
+
+    @rule(path=paths)
+    def invalidate(self, path: str) -> None:
+        held = path in self.cache._engine
+        assert self.cache.invalidate(path) == held
+        self.overtake(path, self.store.documents[path].version)
+
+    @rule(how=st.sampled_from(["prefix", "clear", "doubt", "doubt prefix"]))
+    def invalidate_many(self, how: str) -> None:
+        if how == "prefix":
+            self.cache.invalidate(prefix="users")
+        elif how == "clear":
+            self.cache.clear()
+        else:
+            self.cache.mark_unverified("users" if how == "doubt prefix" else None)
+        for path in PATHS:
+            if "prefix" not in how or path.startswith("users/"):
+                self.overtake(path, self.store.documents[path].version)
+
+    @rule(path=paths)
+    def set(self, path: str) -> None:
+        document = self.store.documents[path]
+        if self.cache.set(document):
+            assert not self.pending[path]
+            assert self.cache.lookup(path) is document
+            self.overtake(path, document.version)
+        else:
+            assert self.pending[path]
+
+    @rule(path=paths)
+    def a_write_starts(self, path: str) -> None:
+        self.cache.write_started(path)
+        self.pending[path] += 1
+        self.overtake(path, 0)
+
+    @precondition(lambda self: any(self.pending.values()))
+    @rule(data=st.data(), known=st.booleans(), committed=st.booleans())
+    def a_write_finishes(self, data: st.DataObject, known: bool, committed: bool) -> None:
+        path = data.draw(st.sampled_from([path for path in PATHS if self.pending[path]]))
+        floor = 0
+        document = None
+        if committed:
+            written = self.store.write(path, {"own": self.store.version})
+            floor = written.version
+            document = written if known else None
+            self.notices.append(written)  # its echo
+        held = path in self.cache._engine
+        self.cache.write_finished(path, document)
+        self.pending[path] -= 1
+        found = self.cache._engine.peek(path)
+        if document is None or self.heard[path] > floor:
+            assert found is None
+        elif held or not self.pending[path]:
+            assert found is not None
+            assert found.document is document
+        floor = max(floor, self.heard[path])
+        if not self.pending[path]:
+            self.heard[path] = 0
+        self.overtake(path, floor)
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 15.0, 40.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule()
+    def cleanup(self) -> None:
+        self.cache.cleanup()
+
+    # -- what always holds ----------------------------------------------------------------------
+
+    @invariant()
+    def what_is_found_is_right(self) -> None:
+        for path in PATHS:
+            found = self.cache.lookup(path)
+            if found is not None:
+                assert found.path == path
+                assert found.version >= self.floor[path], "an overtaken document is held"
+                assert found.version >= self.seen[path], "a version went back"
+                self.seen[path] = found.version
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        report = self.cache.get_stats()
+        assert report.in_flight == len(self.joinable)
+        assert report.pending_writes == sum(bool(count) for count in self.pending.values())
+
+    def teardown(self) -> None:
+        for load in self.store.loads:
+            load.future.set_result(load.document)
+        self.step()
+        assert not self.readers, "a reader hangs"
+        assert self.cache.get_stats().in_flight == 0
+        self.cache.close()
+        self.step()
+        self.loop.close()
+
+
+TestCacheMachine = CacheMachine.TestCase
+TestCacheMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
