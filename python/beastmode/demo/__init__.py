@@ -8,7 +8,15 @@ meanwhile goes to a callback. `beastmode demo` shows it on a terminal.
 from __future__ import annotations
 
 from beastmode.demo.options import DemoOptions
-from beastmode.demo.results import DemoResult, Phase, write_json
+from beastmode.demo.results import DemoResult, Phase, check_target, write_json
 from beastmode.demo.run import Progress, run_demo
 
-__all__ = ["DemoOptions", "DemoResult", "Phase", "Progress", "run_demo", "write_json"]
+__all__ = [
+    "DemoOptions",
+    "DemoResult",
+    "Phase",
+    "Progress",
+    "check_target",
+    "run_demo",
+    "write_json",
+]

@@ -19,6 +19,7 @@ from beastmode.config import BeastModeConfig
 from beastmode.demo.options import DemoOptions
 from beastmode.demo.play import Moment, Player, Written
 from beastmode.demo.results import DemoResult, Phase
+from beastmode.demo.show import percent
 from beastmode.demo.traces import read_trace
 from beastmode.demo.workload import (
     HEARTBEAT,
@@ -170,7 +171,7 @@ def _phase(
         if seconds is not None:
             share = max(share, moment.elapsed_s / seconds)
         rate = moment.done / moment.elapsed_s if moment.elapsed_s > 0 else 0.0
-        hits = f", hit rate {moment.without_store / moment.reads:.1%}" if moment.reads else ""
+        hits = f", hit rate {percent(moment.without_store / moment.reads)}" if moment.reads else ""
         text = f"{moment.done:,} requests, {rate:,.0f}/s{hits}"
         on_progress(Progress(title, min(1.0, share), text, finished))
 
