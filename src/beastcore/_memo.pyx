@@ -33,6 +33,7 @@ cimport cython
 from cpython.object cimport Py_EQ, PyObject, PyObject_Hash, PyObject_RichCompareBool
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM
+from libc.stdint cimport uint64_t
 
 from beastcore._cache cimport Cache
 
@@ -114,10 +115,17 @@ cdef object KEYWORDS = object()  # stands between positional and keyword argumen
 @cython.freelist(64)
 @cython.auto_pickle(False)
 cdef class Key:
-    """The key of a call: its arguments, hashed once."""
+    """The key of a call: its arguments, hashed once.
 
-    cdef tuple parts
+    One to three plain positional arguments lie in `first`, `second` and `third`; everything else
+    in the tuple `parts`. Which of the two it is depends on the shape of the call alone, so equal
+    calls of one function have keys of one kind.
+    """
+
     cdef Py_hash_t hash
+    cdef int n                 # arguments in the fields; 0: they are in `parts`
+    cdef object first, second, third
+    cdef tuple parts
 
     def __hash__(self):
         return self.hash
@@ -125,12 +133,41 @@ cdef class Key:
     def __eq__(self, other):
         if type(other) is not Key:
             return NotImplemented
-        if self.hash != (<Key>other).hash:
+        cdef Key key = <Key>other
+        if self.hash != key.hash or self.n != key.n:
             return False
-        return PyObject_RichCompareBool(self.parts, (<Key>other).parts, Py_EQ)
+        if self.n == 0:
+            return PyObject_RichCompareBool(self.parts, key.parts, Py_EQ)
+        return (PyObject_RichCompareBool(self.first, key.first, Py_EQ)
+                and (self.n < 2 or PyObject_RichCompareBool(self.second, key.second, Py_EQ))
+                and (self.n < 3 or PyObject_RichCompareBool(self.third, key.third, Py_EQ)))
 
     def __repr__(self):
-        return f"<call {self.parts!r}>"
+        if self.n == 0:
+            return f"<call {self.parts!r}>"
+        return f"<call {(self.first, self.second, self.third)[:self.n]!r}>"
+
+
+cdef Key small_key(PyObject** args, Py_ssize_t nargs):
+    """Return the key of one to three positional arguments."""
+    cdef Key key = Key.__new__(Key)
+    cdef uint64_t mixed = hash_into(<uint64_t>nargs, args[0])
+    key.n = <int>nargs
+    key.first = <object>args[0]
+    if nargs > 1:
+        key.second = <object>args[1]
+        mixed = hash_into(mixed, args[1])
+    if nargs > 2:
+        key.third = <object>args[2]
+        mixed = hash_into(mixed, args[2])
+    key.hash = <Py_hash_t>(mixed & 0x7FFFFFFF if sizeof(Py_hash_t) == 4 else mixed >> 1)
+    return key
+
+
+cdef inline uint64_t hash_into(uint64_t mixed, PyObject* value) except? 0:
+    """Mix the hash of `value` into `mixed` (multiplier of splitmix64)."""
+    mixed = (mixed ^ <uint64_t>PyObject_Hash(<object>value)) * <uint64_t>0x9E3779B97F4A7C15
+    return mixed ^ (mixed >> 29)
 
 
 @cython.final
@@ -247,6 +284,8 @@ cdef class CachedFunction:
             size += 1 + 2 * n_keywords
         if self.typed:
             size += nargs + n_keywords
+        if size == nargs and 0 < nargs <= 3:
+            return small_key(args, nargs)
         cdef tuple parts = PyTuple_New(size)
         if results.token is not None:
             n = put_item(parts, n, <PyObject*>results.token)
