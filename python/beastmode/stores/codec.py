@@ -34,6 +34,7 @@ _INT_MAX: Final = 2**63 - 1
 _INT_MIN: Final = -(2**63)
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _loads = json.JSONDecoder().decode
+_sorted_text = json.JSONEncoder(sort_keys=True).encode
 
 
 def encode(data: Mapping[str, Any], path: str) -> str:
@@ -77,7 +78,9 @@ def same_content(one: str, other: str) -> bool:
         return True
     if len(one) != len(other):
         return False
-    return json.dumps(_loads(one), sort_keys=True) == json.dumps(_loads(other), sort_keys=True)
+    first, second = _loads(one), _loads(other)
+    # Python holds 1, 1.0 and True for equal; the texts do not.
+    return bool(first == second) and _sorted_text(first) == _sorted_text(second)
 
 
 def normal(value: Any, what: str) -> Any:
