@@ -17,10 +17,10 @@ import pytest
 
 from support import Twin
 
-OPERATIONS = 500
+OPERATIONS = 200
 ROUNDS = int(os.environ.get("BEASTCORE_BENCH_ROUNDS", "9"))
 SIZE = 10_000
-NOT_LESS = 10
+NOT_LESS = 20
 """Rounds of one call each are short: so many are made for each round asked for."""
 
 

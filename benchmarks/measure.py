@@ -1,7 +1,8 @@
 """Interleaved rounds, loop overhead, medians with spread; what machine it was.
 
 In every round each contender runs once, in a new random order, over the same input; an empty loop
-over that input runs as one of them and is subtracted. A ratio is taken within a round, so what
+over that input runs as one of them and is subtracted. What the system interrupted to run something
+else is left out. A ratio is taken within a round, so what
 slows the machine for a while slows both sides. The garbage collector is off while a clock runs.
 """
 
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 LOOP = "empty loop"
+SLICES = 100
+"""Parts of a pass that are timed on their own."""
 
 
 @dataclass
@@ -43,20 +46,23 @@ class Run:
 
 @dataclass
 class Quiet:
-    """Counts passes, and those that the system interrupted: on the clock for much longer than
-    on the processor. Where many were, something else kept the machine busy."""
+    """Counts slices of passes, and those that the system interrupted: on the clock for longer
+    than on the processor. Where many were, something else kept the machine busy."""
 
-    passes: int = 0
+    slices: int = 0
     interrupted: int = 0
 
-    def add(self, wall_ns: int, processor_ns: int) -> None:
-        self.passes += 1
-        self.interrupted += wall_ns > 1.2 * processor_ns + 20_000
+    def add(self, wall_ns: int, processor_ns: int) -> bool:
+        """Count a slice; return whether it ran without interruption."""
+        self.slices += 1
+        clean = wall_ns <= 1.1 * processor_ns + 5_000
+        self.interrupted += not clean
+        return clean
 
     @property
     def share(self) -> float:
-        """Interrupted passes / passes."""
-        return round(self.interrupted / self.passes, 3) if self.passes else 0.0
+        """Interrupted slices / slices."""
+        return round(self.interrupted / self.slices, 3) if self.slices else 0.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def compare(
             items = inputs(number)
             shuffle(order)
             for name in order:
-                times[name].append(_time(contenders[name], items, quiet) / (len(items) * per_item))
+                times[name].append(_time(contenders[name], items, quiet) / per_item)
     finally:
         if was_enabled:
             gc.enable()
@@ -134,21 +140,34 @@ def _empty_loop(items: list[Any]) -> None:
         pass
 
 
-def _time(run: Run, items: list[Any], quiet: Quiet) -> int:
-    """Return the nanoseconds that one pass over `items` took."""
+def _time(run: Run, items: list[Any], quiet: Quiet) -> float:
+    """Return the nanoseconds that an item took, on average over one pass.
+
+    The pass is timed in slices; those that the system interrupted are left out, unless hardly
+    any was not.
+    """
     if run.prepare is not None:
         items = run.prepare(items)
     if run.warm:
         run.work(items[: len(items) // 4])
-    processor = time.thread_time_ns()
-    start = time.perf_counter_ns()
-    run.work(items)
-    elapsed = time.perf_counter_ns() - start
-    quiet.add(elapsed, time.thread_time_ns() - processor)
+    step = max(1, len(items) // SLICES)
+    slices = [items[i : i + step] for i in range(0, len(items), step)]
+    wall, processor, work = time.perf_counter_ns, time.thread_time_ns, run.work
+    every, clean, n_clean = 0, 0, 0
+    for part in slices:
+        used = processor()
+        start = wall()
+        work(part)
+        elapsed = wall() - start
+        used = processor() - used
+        every += elapsed
+        if quiet.add(elapsed, used):
+            clean += elapsed
+            n_clean += len(part)
     run.check(items)
     if run.undo is not None:
         run.undo(items)
-    return elapsed
+    return clean / n_clean if n_clean > len(items) // 4 else every / len(items)
 
 
 def machine() -> dict[str, Any]:

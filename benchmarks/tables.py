@@ -19,7 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- tables: begin; made by python -m benchmarks.tables, do not edit -->"
 BUSY = 0.1
-"""Share of interrupted passes above which the page warns."""
+"""Share of interrupted slices above which the page warns."""
 END = "<!-- tables: end -->"
 
 
@@ -120,7 +120,7 @@ def conditions(results: dict[str, Any]) -> list[str]:
     if results["interrupted"] > BUSY:
         lines += [
             (
-                f"**The machine was busy: {100 * results['interrupted']:.0f} % of the passes were "
+                f"**The machine was busy: {100 * results['interrupted']:.0f} % of the work was "
                 "interrupted, so these figures are rough.**"
             ),
             "",
