@@ -33,7 +33,7 @@ cdef class BatchBuffer:
     # operations
     cdef Op* ops
     cdef list op_objects
-    cdef uint32_t op_capacity, op_high, op_free, op_idle
+    cdef uint32_t op_capacity, op_high, op_free, op_idle, detached
     cdef uint32_t oldest, newest, held
     cdef int64_t next_number, front_number
     # lanes

@@ -13,13 +13,13 @@ Numbered invariants, verified by `_check()`:
 1. Every lane in use stands in the index under the tag of its key, and either holds operations or
    is pinned. All other lanes below `lane_high` are on the free chain.
 2. Numbers rise within a lane and along the chain of age; both chains name the same operations.
-   All other slots below `op_high` are free or detached; outside a call none is detached.
+   All other slots below `op_high` are free, or detached by a `drain` or `clear` under way.
 3. Times never fall along the chain of age.
 4. The heap holds exactly the lanes with operations, each at its `place`, parents before children.
    The peaks of a lane are what its priorities say.
 5. Count and bytes are the sums; held == added - coalesced - drained + restored - cleared.
 
-Ownership: the object owns `ops`, `lanes`, `heap` and the cells of `index`, made by malloc and
+Ownership: the object owns `ops`, `lanes`, `heap` and the cells of `index`, from PyMem_RawMalloc,
 released in `__dealloc__`. Python objects are owned by the two lists, which the garbage collector
 sees; a free place in them holds None.
 
@@ -40,7 +40,7 @@ from cpython.long cimport PyLong_CheckExact
 from cpython.object cimport Py_EQ, PyObject, PyObject_RichCompareBool
 from libc.math cimport isfinite
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.string cimport memset
 
 from beastcore._hash cimport hash_key, mix_hash, same_key
@@ -136,9 +136,9 @@ cdef class BatchBuffer:
             raise MemoryError
 
     def __dealloc__(self):
-        free(self.ops)
-        free(self.lanes)
-        free(self.heap)
+        PyMem_RawFree(self.ops)
+        PyMem_RawFree(self.lanes)
+        PyMem_RawFree(self.heap)
         index_free(&self.index)
 
     @classmethod
@@ -194,25 +194,26 @@ cdef class BatchBuffer:
         cdef uint32_t bytes_ = as_size(size)
         cdef int32_t rank = as_priority(priority)
         cdef uint32_t tag = mix_hash(hash_key(key), self.salt)
-        cdef double now = self.read_clock()
-        cdef int64_t found = self.find(key, tag)
+        cdef int64_t found
         cdef uint32_t slot, lane
+        self.read_clock()
+        found = self.find(key, tag)
         if found >= 0 and self.merge is not None and self.lanes[found].head != NO_SLOT:
             merged = self.ask(<uint32_t>found, op)
             if merged is not None:
                 self.replace(<uint32_t>found, merged, op, bytes_, rank)
-                return self.is_due(now)
+                return self.is_due(self.latest)
         self.reserve_ops(1)
         lane = <uint32_t>found if found >= 0 else self.new_lane(key, tag)
         slot = self.take_slot()
         self.ops[slot].lane = lane
         self.ops[slot].size = bytes_
         self.ops[slot].priority = rank
-        self.ops[slot].added_at = now
+        self.ops[slot].added_at = self.latest  # user code may have read the clock again
         self.op_objects[slot] = op  # in place of None
         self.append_op(slot)
         self.added += 1
-        return self.is_due(now)
+        return self.is_due(self.latest)
 
     cdef object ask(self, uint32_t lane, object op):
         """Return what `merge` makes of the lane's last operation and `op`, or None.
@@ -318,7 +319,7 @@ cdef class BatchBuffer:
         capacity = max(capacity * 2, needed, <uint64_t>16)
         while <uint64_t>PyList_GET_SIZE(self.op_objects) < capacity:
             self.op_objects.append(None)
-        ops = <Op*>realloc(self.ops, <size_t>capacity * sizeof(Op))
+        ops = <Op*>PyMem_RawRealloc(self.ops, <size_t>capacity * sizeof(Op))
         if ops == NULL:
             raise MemoryError
         self.ops = ops
@@ -337,11 +338,11 @@ cdef class BatchBuffer:
         capacity = max(<uint64_t>self.lane_capacity * 2, <uint64_t>16)
         while <uint64_t>PyList_GET_SIZE(self.lane_keys) < capacity:
             self.lane_keys.append(None)
-        heap = <uint32_t*>realloc(self.heap, <size_t>capacity * sizeof(uint32_t))
+        heap = <uint32_t*>PyMem_RawRealloc(self.heap, <size_t>capacity * sizeof(uint32_t))
         if heap == NULL:
             raise MemoryError
         self.heap = heap
-        lanes = <Lane*>realloc(self.lanes, <size_t>capacity * sizeof(Lane))
+        lanes = <Lane*>PyMem_RawRealloc(self.lanes, <size_t>capacity * sizeof(Lane))
         if lanes == NULL:
             raise MemoryError
         self.lanes = lanes
@@ -401,6 +402,7 @@ cdef class BatchBuffer:
         self.ops[slot].next = self.op_free
         self.op_free = slot
         self.op_idle += 1
+        self.detached -= 1
 
     cdef void append_op(self, uint32_t slot) noexcept:
         """Hang a filled slot in as the newest of its lane and of all."""
@@ -489,6 +491,7 @@ cdef class BatchBuffer:
         cdef uint32_t slot = lane.head
         cdef Op* op = &self.ops[slot]
         self.version += 1
+        self.detached += 1
         lane.pins += 1
         lane.head = op.next
         if lane.head == NO_SLOT:
@@ -610,7 +613,7 @@ cdef class BatchBuffer:
         count = self.held if wanted is None or wanted > self.held else wanted
         if count == 0:
             return items
-        slots = <uint32_t*>malloc(<size_t>count * sizeof(uint32_t))
+        slots = <uint32_t*>PyMem_RawMalloc(<size_t>count * sizeof(uint32_t))
         if slots == NULL:
             raise MemoryError
         taken = 0
@@ -640,16 +643,17 @@ cdef class BatchBuffer:
             for taken in range(count):
                 slot = slots[count - 1 - taken]
                 self.prepend_op(slot)
+                self.detached -= 1
                 self.lanes[self.ops[slot].lane].pins -= 1
             self.drained -= count
-            free(slots)
+            PyMem_RawFree(slots)
             raise
         for taken in range(count):
             slot = slots[taken]
             lane = self.ops[slot].lane
             self.give_slot(slot)
             self.unpin(lane)
-        free(slots)
+        PyMem_RawFree(slots)
         return items
 
     def restore(self, items, /):
@@ -669,17 +673,17 @@ cdef class BatchBuffer:
         cdef uint32_t slot, tag
         cdef uint32_t* lanes
         cdef int64_t found
-        cdef double now, added_at
+        cdef double added_at
         cdef tuple pair
         for at, item in enumerate(items):
             details.append(check_item(at, item))
             hashes.append(hash(item[0]))
             pairs.append(item)
-        now = self.read_clock()
+        self.read_clock()
         count = len(pairs)
         if count == 0:
             return
-        lanes = <uint32_t*>malloc(<size_t>count * sizeof(uint32_t))
+        lanes = <uint32_t*>PyMem_RawMalloc(<size_t>count * sizeof(uint32_t))
         if lanes == NULL:
             raise MemoryError
         try:
@@ -696,12 +700,14 @@ cdef class BatchBuffer:
         except BaseException:
             for at in range(pinned):
                 self.unpin(lanes[at])
-            free(lanes)
+            PyMem_RawFree(lanes)
             raise
         for at in range(count - 1, -1, -1):
             pair = <tuple>pairs[at]
             size, priority, time_ = <tuple>details[at]
-            added_at = now if self.oldest == NO_SLOT else self.ops[self.oldest].added_at
+            added_at = (
+                self.latest if self.oldest == NO_SLOT else self.ops[self.oldest].added_at
+            )
             if time_ is not None and <double>time_ < added_at:
                 added_at = <double>time_
             slot = self.take_slot()
@@ -713,7 +719,7 @@ cdef class BatchBuffer:
             self.prepend_op(slot)
             self.lanes[lanes[at]].pins -= 1
             self.restored += 1
-        free(lanes)
+        PyMem_RawFree(lanes)
 
     # ---- looking
 
@@ -853,7 +859,8 @@ cdef class BatchBuffer:
             assert self.op_objects[slot] is None, "invariant 2: a free slot holds an object"
             walked += 1
             slot = self.ops[slot].next
-        assert walked == self.op_high == self.held + self.op_idle, "invariant 2: a slot is lost"
+        assert walked + self.detached == self.op_high, "invariant 2: a slot is lost"
+        assert self.held + self.op_idle == walked, "invariant 2: number of free slots"
         for lane in range(1, self.heap_size):
             parent = (lane - 1) >> 1
             assert self.before(self.heap[parent], self.heap[lane]), "invariant 4: heap"

@@ -29,9 +29,9 @@ Numbered invariants, verified by `_check()`:
 
 Ownership: the table owns the block (which counts its references: a scan without the GIL holds
 one, so that a block replaced meanwhile stays readable), `users`, the two arrays by class and the
-cells of both indexes; they are made by malloc and released in `__dealloc__`. Python objects are
-owned by the three lists, which the garbage collector sees. A handle owns its table, id, payload
-and user.
+cells of both indexes; they come from PyMem_RawMalloc and are released in `__dealloc__`. Python
+objects are owned by the three lists, which the garbage collector sees. A handle owns its table,
+id, payload and user.
 
 User code (`__hash__`, `__eq__`, the timer, iterables, finalizers, the garbage collector where
 something is allocated) runs only while all invariants hold; what was found before it ran is
@@ -50,7 +50,7 @@ from cpython.long cimport PyLong_CheckExact
 from cpython.object cimport Py_EQ, PyObject, PyObject_RichCompareBool
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.string cimport memcpy
 
 from beastcore._clock cimport COARSE_SLACK_NS, clock_coarse_ns
@@ -108,7 +108,7 @@ cdef str S_EXPIRED = EXPIRED
 cdef Block* block_new(uint32_t capacity) noexcept nogil:
     """Make a block of zeros with one reference; NULL when memory is short."""
     cdef size_t n = capacity
-    cdef Block* block = <Block*>calloc(1, sizeof(Block) + n * (7 * sizeof(uint32_t) + 2))
+    cdef Block* block = <Block*>PyMem_RawCalloc(1, sizeof(Block) + n * (7 * sizeof(uint32_t) + 2))
     if block == NULL:
         return NULL
     block.refs = 1
@@ -129,7 +129,7 @@ cdef void block_release(Block* block) noexcept nogil:
     if block != NULL:
         block.refs -= 1
         if block.refs == 0:
-            free(block)
+            PyMem_RawFree(block)
 
 
 cdef void block_copy(
@@ -378,16 +378,16 @@ cdef class ConnectionTable:
             self.base_s = check_time(timer())
         self.set_timeouts()
         self.block = block_new(0)
-        self.class_counts = <uint32_t*>calloc(CLASSES, sizeof(uint32_t))
+        self.class_counts = <uint32_t*>PyMem_RawCalloc(CLASSES, sizeof(uint32_t))
         if (self.block == NULL or self.class_counts == NULL or index_init(&self.index) < 0
                 or index_init(&self.user_index) < 0):
             raise MemoryError
 
     def __dealloc__(self):
         block_release(self.block)
-        free(self.users)
-        free(self.class_counts)
-        free(self.class_timeouts)
+        PyMem_RawFree(self.users)
+        PyMem_RawFree(self.class_counts)
+        PyMem_RawFree(self.class_timeouts)
         index_free(&self.index)
         index_free(&self.user_index)
 
@@ -447,7 +447,7 @@ cdef class ConnectionTable:
             wanted = milliseconds(check_idle("seconds", seconds))
         if self.class_timeouts == NULL:
             # Never moved or freed before the table is: a scan without the GIL may read it.
-            self.class_timeouts = <uint32_t*>calloc(CLASSES, sizeof(uint32_t))
+            self.class_timeouts = <uint32_t*>PyMem_RawCalloc(CLASSES, sizeof(uint32_t))
             if self.class_timeouts == NULL:
                 raise MemoryError
         self.class_timeouts[number] = wanted
@@ -701,7 +701,7 @@ cdef class ConnectionTable:
         capacity = max(<uint64_t>self.user_capacity * 2, <uint64_t>16)
         while <uint64_t>PyList_GET_SIZE(self.user_objects) < capacity:
             self.user_objects.append(None)
-        users = <User*>realloc(self.users, <size_t>capacity * sizeof(User))
+        users = <User*>PyMem_RawRealloc(self.users, <size_t>capacity * sizeof(User))
         if users == NULL:
             raise MemoryError
         self.users = users
@@ -778,7 +778,7 @@ cdef class ConnectionTable:
         self.active = self.high = self.n_free = self.cursor = 0
         index_clear(&self.index)
         index_clear(&self.user_index)
-        free(self.users)
+        PyMem_RawFree(self.users)
         self.users = NULL
         self.user_capacity = self.user_high = 0
         self.user_free = NO_SLOT
@@ -984,7 +984,7 @@ cdef class ConnectionTable:
         wanted = self.active if k > self.active else k
         if wanted == 0:
             return found
-        heap = <uint64_t*>malloc(<size_t>wanted * sizeof(uint64_t))
+        heap = <uint64_t*>PyMem_RawMalloc(<size_t>wanted * sizeof(uint64_t))
         if heap == NULL:
             raise MemoryError
         for slot in range(self.high):
@@ -1011,7 +1011,7 @@ cdef class ConnectionTable:
                     if conn_alive(conn) and self.block.last[slot] != FREE:
                         found.append(conn)
         finally:
-            free(heap)
+            PyMem_RawFree(heap)
         return found
 
     def count(self, *, user=None, class_id=None):

@@ -10,7 +10,7 @@ At most 2/3 of the cells are in use: 12 to 24 bytes for each slot.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.string cimport memset
 
 cdef extern from "<stdint.h>":
@@ -25,7 +25,7 @@ cdef struct Index:
 
 cdef inline int index_init(Index* index) noexcept nogil:
     """Make an empty index; -1 when memory is short."""
-    index.cells = <uint64_t*>calloc(8, sizeof(uint64_t))
+    index.cells = <uint64_t*>PyMem_RawCalloc(8, sizeof(uint64_t))
     index.mask = 7
     index.used = 0
     return 0 if index.cells != NULL else -1
@@ -33,7 +33,7 @@ cdef inline int index_init(Index* index) noexcept nogil:
 
 cdef inline void index_free(Index* index) noexcept nogil:
     """Release what the index owns; also one of zero bytes that was never made."""
-    free(index.cells)
+    PyMem_RawFree(index.cells)
     index.cells = NULL
 
 
@@ -54,7 +54,7 @@ cdef inline int index_reserve(Index* index) noexcept nogil:
     cdef uint64_t at
     if (index.used + 1) * 3 <= cells * 2:
         return 0
-    new = <uint64_t*>calloc(<size_t>cells * 2, sizeof(uint64_t))
+    new = <uint64_t*>PyMem_RawCalloc(<size_t>cells * 2, sizeof(uint64_t))
     if new == NULL:
         return -1
     index.cells = new
@@ -63,7 +63,7 @@ cdef inline int index_reserve(Index* index) noexcept nogil:
     for at in range(cells):
         if old[at] != 0:
             index_insert(index, <uint32_t>(old[at] >> 32), <uint32_t>(old[at] - 1))
-    free(old)
+    PyMem_RawFree(old)
     return 0
 
 

@@ -125,7 +125,7 @@ class BatchBuffer(Generic[K, Op]):
 
     `max_ops`, `max_delay` and `max_bytes` may be assigned at any time.
 
-    One thread at a time may use a buffer of this pure-Python engine.
+    One thread at a time may use a buffer of this pure-Python engine, and no finalizer may.
     """
 
     __slots__ = (
@@ -233,22 +233,23 @@ class BatchBuffer(Generic[K, Op]):
         size = check_op_size(size)
         priority = check_priority(priority)
         key_hash = hash(key)
-        now = self._read()
+        self._read()
         lane = self._lane(key, key_hash)
         if self._merge is not None and lane.ops:
             merged = self._ask(self._merge, lane, op)
             if merged is not None:
                 self._replace(lane, merged, op, size, priority)
-                return self._is_due(now)
+                return self._is_due(self._latest)
         self._version += 1
-        pending = _Pending(op, size, priority, self._next, now)
+        # The latest time, for user code may have read the clock again.
+        pending = _Pending(op, size, priority, self._next, self._latest)
         self._next += 1
         lane.append(pending)
         self._times[pending.number] = pending
         self._bytes += size
         self._added += 1
         self._rank(lane)
-        return self._is_due(now)
+        return self._is_due(self._latest)
 
     def _ask(self, merge: Callable[[Any, Any], Any], lane: _Lane, op: Any) -> Any:
         """Return what `merge` makes of the lane's last operation and `op`.
@@ -408,7 +409,7 @@ class BatchBuffer(Generic[K, Op]):
             details = check_item(position, item)
             checked.append((*item, *details))
             hashes.append(hash(item[0]))
-        now = self._read()
+        self._read()
         lanes: list[_Lane] = []
         try:
             for (key, *_), key_hash in zip(checked, hashes, strict=True):
@@ -423,7 +424,7 @@ class BatchBuffer(Generic[K, Op]):
             reversed(checked), reversed(lanes), strict=True
         ):
             lane.pins -= 1
-            oldest = self._oldest() if self._times else now
+            oldest = self._oldest() if self._times else self._latest
             if added_at is not None:
                 oldest = min(oldest, added_at)
             self._put_back(lane, op, size, priority, oldest)
@@ -451,14 +452,15 @@ class BatchBuffer(Generic[K, Op]):
         """Drop every operation. The counters stay; the dropped ones count as `cleared`."""
         self._cleared += len(self._times)
         self._version += 1
-        doomed = self._times, self._lanes, self._heap
-        self._times, self._lanes, self._heap = OrderedDict(), Chains("buffer"), []
+        doomed = list(self._lanes), self._times, self._heap
+        self._times, self._heap = OrderedDict(), []
         self._bytes = 0
-        for lane in doomed[1]:
+        self._lanes.clear()
+        for lane in doomed[0]:
             lane.ops, lane.peaks, lane.rank = deque(), deque(), None
             if lane.pins:
                 self._lanes.insert(lane)
-        del doomed  # the operations are released last, with the buffer already empty
+        del doomed  # released last, with the buffer already empty
 
     def stats(self) -> BatchStats:
         """Return the counters and the present content."""

@@ -72,6 +72,12 @@ class Chains(Generic[N]):
             self._by_hash[node.hash] = [other for other in nodes if other is not node]
         self._count -= 1
 
+    def clear(self) -> None:
+        """Remove every node."""
+        self._version += 1
+        self._by_hash = {}
+        self._count = 0
+
     def __len__(self) -> int:
         return self._count
 

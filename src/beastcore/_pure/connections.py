@@ -216,7 +216,7 @@ class ConnectionTable(Generic[Id, Payload]):
     `idle_timeout`, `grace` and `late_after` may be assigned at any time. Timeouts and grace are at
     most 7 days; a table has at most 2**24 slots.
 
-    One thread at a time may use a table of this pure-Python engine.
+    One thread at a time may use a table of this pure-Python engine, and no finalizer may.
     """
 
     SUSPECT = SUSPECT
