@@ -20,6 +20,7 @@ __all__ = ["Entry", "Holdings", "check_prefix", "is_under"]
 
 _MAX_ENGINE_TTL: Final = 31_536_000.0
 _FEWEST_USERS: Final = 64
+_SLICE: Final = 4096
 
 
 class Shelf:
@@ -135,7 +136,13 @@ class Holdings:
             for key in self.engine.keys()  # noqa: SIM118 - a snapshot, not an iterator
             if is_under(key if isinstance(key, str) else key[0], prefix)
         ]
-        return self.engine.delete_many(doomed)
+        # In slices, because other threads cannot run within one call of the engine, nor while
+        # a long list of last references is released.
+        dropped = 0
+        while doomed:
+            dropped += self.engine.delete_many(doomed[-_SLICE:])
+            del doomed[-_SLICE:]
+        return dropped
 
     def age(self, prefix: str | None, now: float) -> None:
         """Make entries at and under `prefix` overdue from `now` on; needs no lock. O(entries)."""

@@ -240,8 +240,8 @@ class BeastModeCache:
 
         Loads that are in the air are not installed. `prefix` is a collection or document path
         and matches whole parts: "users/7" is not a prefix of "users/70". A path takes O(1); a
-        prefix scans the keys of all entries, about 0.1 s for a million, during which the cache
-        goes on serving other threads; from an event loop call it by `asyncio.to_thread`.
+        prefix scans the keys of all entries, up to about a second for a million, during which
+        other threads are served; from an event loop call it by `asyncio.to_thread`.
         """
         if (path is None) == (prefix is None):
             raise RequestError(
