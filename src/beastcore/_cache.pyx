@@ -44,6 +44,7 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject, PyObject_RichCompareBool, PyTypeObject, Py_EQ, visitproc
 from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.math cimport ceil
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -807,6 +808,7 @@ cdef class Cache:
         cdef Gone* gone = on_stack
         cdef uint32_t s, i, n = 0, tick = 0
         cdef double now_s
+        cdef tuple pair = PyTuple_New(2)  # first, for nothing may fail once the entry is out
         if self.n_ttl:
             tick = self.read_clock(&now_s)
         s = self.links[0].prev
@@ -817,17 +819,18 @@ cdef class Cache:
             gone = allocate_gone(n + 1)
         for i in range(n):
             self.take(self.links[0].prev, EXPIRED, &gone[i])
-        key = value = None
         if s != 0:
-            key = <object>self.slots[s].key
-            value = <object>self.slots[s].value
+            Py_INCREF(<object>self.slots[s].key)  # SET_ITEM takes over a reference
+            PyTuple_SET_ITEM(pair, 0, <object>self.slots[s].key)
+            Py_INCREF(<object>self.slots[s].value)
+            PyTuple_SET_ITEM(pair, 1, <object>self.slots[s].value)
             self.take(s, EXPLICIT, &gone[n])
         self.release(gone, n + 1 if s != 0 else n)
         if gone != on_stack:
             PyMem_Free(gone)
         if s == 0:
             raise KeyError("popitem(): cache is empty")
-        return key, value
+        return pair
 
     def expires_in(self, key, /):
         """Return the seconds until `key` expires, None if it never does; KeyError if absent."""
