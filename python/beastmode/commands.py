@@ -57,8 +57,11 @@ def run(arguments: list[str] | None = None) -> int:
         return _complain("beastmode", error.format_message(), error.exit_code)
     except (ConfigError, RequestError, TraceError) as error:
         return _complain("beastmode", str(error), 2)
-    except (BeastError, OSError) as error:
+    except BeastError as error:
         return _complain("beastmode", str(error), 1)
+    except OSError as error:
+        about = "" if error.filename is None else f" ({error.filename})"
+        return _complain("beastmode", f"{error.strerror or error}{about}", 1)
     return code if isinstance(code, int) else 0
 
 
@@ -83,7 +86,7 @@ def _examples(*lines: str) -> str:
     invoke_without_command=True,
     epilog=_examples(
         "beastmode demo --quick         watch what beast mode does, in 20 seconds",
-        "beastmode config               the settings in effect, and where they come from",
+        "beastmode config               the settings in effect and their sources",
     ),
 )
 @click.version_option(__version__, "--version", message=_VERSION)
