@@ -482,12 +482,21 @@ def test_a_full_buffer_waits_and_then_refuses(
 
 
 def test_bytes_are_bounded_too(make: Make, store: FaultyStore) -> None:
+    gate = Gate()
+    store.before = gate
     batcher = make(max_pending_bytes=10_000)
     batcher.write([Set("k/1", {"text": "x" * 50_000})])  # alone it may
     with pytest.raises(BufferFullError, match="max_pending_bytes = 10000"):
         batcher.write([Set("k/2", {})], deadline=deadline_in(0.02))
-    batcher.flush()
+    gate.open.set()
     batcher.write([Set("k/2", {})])
+
+
+def test_who_waits_for_room_has_the_buffer_flushed(make: Make, store: FaultyStore) -> None:
+    batcher = make(max_pending_ops=2)  # less than a batch, and no age: nothing else would flush
+    for n in range(10):
+        batcher.write([Set(f"k/{n}", {"n": n})])
+    assert store.get("k/7").exists
 
 
 def test_a_full_journal_acknowledges_nothing_and_recovers(

@@ -161,7 +161,7 @@ class Flusher:
     def _is_flush_wanted(self) -> bool:
         oldest = self._pending.oldest()
         wanted = oldest is not None and oldest.number <= self.flush_goal
-        return wanted or self._pending.buffer.due()
+        return wanted or self._pending.crowded or self._pending.buffer.due()
 
     def _is_direct_blocked(self) -> bool:
         if not self.direct:

@@ -73,7 +73,10 @@ class Intake:
         """Take room; False when `room` has to be waited for."""
         with self._changed:
             self.check_open()
-            return self._pending.reserve(len(call.operations), sum(call.sizes), room)
+            if self._pending.reserve(len(call.operations), sum(call.sizes), room):
+                return True
+            self._changed.notify_all()  # a flush makes room
+            return False
 
     def leave_queue(self, call: WriteCall, room: Waiter) -> None:
         """Stop waiting for room: BufferFullError, unless it has come after all."""

@@ -170,6 +170,11 @@ class PendingWrites:
         self._queue.append((count, size, waiter))
         return False
 
+    @property
+    def crowded(self) -> bool:
+        """Whether somebody waits for room."""
+        return bool(self._queue)
+
     def give_up(self, waiter: Waiter) -> bool:
         """Leave the queue; False when the room was taken meanwhile."""
         for position, (_, _, queued) in enumerate(self._queue):
