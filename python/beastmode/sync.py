@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from beastmode.errors import BeastError, ClosedError
 from beastmode.stores.base import Change, Subscription, Target
 
-__all__ = ["BeastModeRealTimeSync", "SyncReport"]
+__all__ = ["BeastModeRealTimeSync", "Follower", "SyncReport", "Watched"]
 
 logger = logging.getLogger(__name__)
 

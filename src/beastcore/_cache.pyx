@@ -58,7 +58,7 @@ from types import GenericAlias
 
 from beastcore._types import CacheStats, RemovalCause
 from beastcore._validate import (
-    MAX_TTL,
+    MAX_TTL as _MAX_TTL,
     check_callable,
     check_count,
     check_policy,
@@ -119,7 +119,7 @@ cdef enum:
     ITEMS = 2
 
 cdef double TICKS = 64.0
-cdef double LONGEST_TTL = MAX_TTL
+cdef double LONGEST_TTL = _MAX_TTL
 cdef int64_t REBASE_TICK = 0x80000000
 cdef tuple CAUSES = (
     RemovalCause.EXPLICIT, RemovalCause.REPLACED, RemovalCause.EXPIRED, RemovalCause.SIZE

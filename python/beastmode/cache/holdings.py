@@ -16,7 +16,7 @@ from beastmode.cache.rules import Key, Policy, RuleBook
 from beastmode.errors import RequestError
 from beastmode.stores.documents import Document
 
-__all__ = ["Entry", "Holdings", "check_prefix", "is_under"]
+__all__ = ["Entry", "Holdings", "Shelf", "check_prefix", "is_under"]
 
 _MAX_ENGINE_TTL: Final = 31_536_000.0
 _FEWEST_USERS: Final = 64

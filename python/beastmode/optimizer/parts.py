@@ -25,7 +25,7 @@ from beastmode.stores.sqlite import SQLiteStore
 from beastmode.stores.threaded import ThreadedAsyncStore
 from beastmode.sync import BeastModeRealTimeSync, SyncReport
 
-__all__ = ["Parts", "PartsReport", "committed_document"]
+__all__ = ["Parts", "PartsReport", "check_store", "committed_document"]
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,8 @@ __all__ = [
     "MAX_DEPTH",
     "Delete",
     "Document",
+    "FrozenDict",
+    "FrozenList",
     "Merge",
     "Operation",
     "Precondition",

@@ -34,7 +34,7 @@ from beastmode.errors import (
 from beastmode.stores.base import remaining
 from beastmode.stores.lender import Lender
 
-__all__ = ["NEWEST", "Connection", "SQLiteFile", "translate"]
+__all__ = ["NEWEST", "Connection", "SQLiteFile", "is_busy", "translate"]
 
 NEWEST: Final = "SELECT coalesce(max(version), 0) FROM changes"
 """The newest version of the file, 0 before the first change."""
