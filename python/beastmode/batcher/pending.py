@@ -31,7 +31,7 @@ from beastmode.stores.documents import (
     freeze,
 )
 
-__all__ = ["Entry", "Part", "PendingWrites", "WriteCall"]
+__all__ = ["Entry", "Part", "PendingWrites", "WriteCall", "merge_entries"]
 
 _MAX_RECENT = 20_000
 
