@@ -1140,7 +1140,7 @@ cdef class Cache:
 
     def _check(self):
         """Raise AssertionError if an invariant, named by its number, does not hold. O(slots)."""
-        cdef uint32_t s, used = 0, freed = 0, seen = 0, before = 0, place, word, n_ttl = 0, n_gc = 0
+        cdef uint32_t s, used = 0, freed = 0, seen = 0, before = 0, place, n_ttl = 0, n_gc = 0
         cdef uint64_t weight = 0, words = 0
         cdef Slot* slot
         for s in range(1, self.high + 1):
