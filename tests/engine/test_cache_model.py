@@ -24,7 +24,7 @@ from cache_lockstep import (
 )
 from support import FakeClock
 
-EXAMPLES, STEPS = 200, 60
+EXAMPLES, STEPS = 320, 60
 """At least 10,000 steps by hypothesis in each run of the tests."""
 
 keys = st.sampled_from(KEYS)
