@@ -309,6 +309,18 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         run_demo(DemoOptions(**SMALL, keep=tmp_path / "file" / "folder"), CONFIG)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="another operating system: no such modes")
+def test_a_folder_that_everybody_may_write_to(tmp_path: Path) -> None:
+    folder = tmp_path / "public"
+    folder.mkdir()
+    folder.chmod(0o777)
+    steps: list[Progress] = []
+    with pytest.raises(ConfigError, match=r"keep: .* everybody may write to that directory"):
+        run_demo(DemoOptions(**SMALL, keep=folder), CONFIG, steps.append)
+    assert steps == []
+    assert list(folder.iterdir()) == []
+
+
 def test_paths_of_the_settings_are_left_alone(tmp_path: Path) -> None:
     store, journal = tmp_path / "mine.db", tmp_path / "mine-journal.db"
     config = CONFIG.replace(store_path=str(store), journal_path=str(journal), cache_ttl_s=60)

@@ -33,7 +33,8 @@ from beastmode.demo.workload import (
     Trace,
     Workload,
 )
-from beastmode.errors import ConfigError
+from beastmode.errors import ConfigError, JournalError
+from beastmode.journal.files import resolve_location
 from beastmode.optimizer import BeastModeOptimizer
 from beastmode.stats import Measurements, PerformanceStats
 from beastmode.stores.sqlite import SQLiteStore
@@ -136,6 +137,10 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         keep.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"keep: {keep} cannot be made: {error.strerror or error}") from error
+    try:
+        resolve_location(keep / "demo.db-journal.db")
+    except JournalError as error:
+        raise ConfigError(f"keep: {error}") from error
     for name in ("demo.db", "demo.db-journal.db"):
         if (keep / name).exists():
             raise ConfigError(f"keep: {keep / name} exists already; remove it or name another one")
