@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -26,8 +25,6 @@ from beastmode.stores.threaded import ThreadedAsyncStore
 from beastmode.sync import BeastModeRealTimeSync, SyncReport
 
 __all__ = ["Parts", "PartsReport", "check_store", "committed_document"]
-
-logger = logging.getLogger(__name__)
 
 _CLEANUP_S = 1.0
 _CLEANUP_ENTRIES = 10_000
@@ -218,7 +215,6 @@ class Parts:
         self._finished(operation.path)
 
     def _on_failed(self, operation: Operation, error: BaseException) -> None:
-        logger.error("a buffered write of %r was refused: %s", operation.path, error)
         self.cache.write_finished(operation.path, None)
         self._finished(operation.path)
 
