@@ -834,7 +834,8 @@ cdef class ConnectionTable:
         return alive
 
     cdef list given(self, object conns):
-        return <list>conns if type(conns) is list else list(conns)
+        """Return the items as a list that no user code changes while they are gone through."""
+        return <list>conns if self.timer_ is None and type(conns) is list else list(conns)
 
     cdef int check_conns(self, list conns) except -1:
         """Raise unless all are handles of this table. No user code runs when they are."""
@@ -1063,7 +1064,7 @@ cdef class ConnectionTable:
         and not less than the bound before. The last bound is inf. O(slots * log bounds).
         """
         cdef list checked = check_bounds(bounds)
-        cdef list limits = [milliseconds(bound) for bound in checked]
+        cdef list limits = list(map(milliseconds, checked))
         cdef list counts = [0] * (len(limits) + 1)
         cdef int64_t now = self.now()
         cdef uint32_t slot = 0
@@ -1115,7 +1116,7 @@ cdef class ConnectionTable:
         cdef Block* block = self.block
         cdef uint32_t slot, owner
         cdef int64_t place, now = self.latest - self.epoch
-        cdef uint64_t position
+        cdef uint64_t position, in_classes = 0
         owners = {}
         classes = {}
         used = set()
@@ -1151,5 +1152,8 @@ cdef class ConnectionTable:
         assert <uint64_t>len(owners) == self.user_index.used, "invariant 4: number of users"
         for owner, number in owners.items():
             assert self.users[owner].count == number, "invariant 4: users"
-        for class_ in range(CLASSES):
-            assert self.class_counts[class_] == classes.get(class_, 0), "invariant 4: classes"
+        for class_, number in classes.items():
+            assert self.class_counts[<uint32_t>class_] == number, "invariant 4: classes"
+        for slot in range(<uint32_t>CLASSES):
+            in_classes += self.class_counts[slot]
+        assert in_classes == self.active, "invariant 4: sum of the classes"

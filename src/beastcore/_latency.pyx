@@ -82,14 +82,15 @@ cdef class LatencyHistogram:
         numpy array of int64 or uint64) or any iterable of ints. All values are checked before
         one is counted. O(values).
         """
-        cdef list checked
+        cdef list checked = []
         cdef Py_ssize_t counted
         check_values(values)
         if PyObject_CheckBuffer(values):
             counted = self.record_buffer(values)
             if counted >= 0:
                 return counted
-        checked = [as_ns(value) for value in values]
+        for value in values:
+            checked.append(as_ns(value))
         for ns in checked:
             histogram_record(&self.data, <int64_t>ns)
         return len(checked)
@@ -137,7 +138,7 @@ cdef class LatencyHistogram:
         b = &(<LatencyHistogram>other).data
         if a.count + b.count > <uint64_t>MAX_COUNT:
             raise OverflowError(f"a histogram counts at most {MAX_COUNT} values")
-        for at in range(BUCKETS):
+        for at in range(<size_t>BUCKETS):
             a.counts[at] += b.counts[at]
         a.count += b.count
         a.least = min(a.least, b.least)
@@ -195,7 +196,7 @@ cdef class LatencyHistogram:
         if p == 0.0:
             return self.data.least
         rank = percentile_rank(p, self.data.count)
-        for at in range(BUCKETS):
+        for at in range(<size_t>BUCKETS):
             seen += self.data.counts[at]
             if seen >= rank:
                 bound = upper_bound(at)
@@ -210,7 +211,7 @@ cdef class LatencyHistogram:
         """
         cdef size_t at
         cdef list buckets = []
-        for at in range(BUCKETS):
+        for at in range(<size_t>BUCKETS):
             if self.data.counts[at]:
                 buckets.append([lower_bound(at), self.data.counts[at]])
         return {
@@ -252,15 +253,20 @@ cdef class LatencyHistogram:
 
     def _check(self):
         """Verify the numbered invariants; AssertionError names the broken one."""
-        counts = [self.data.counts[at] for at in range(BUCKETS)]
-        assert sum(counts) == self.data.count, "invariant 1: count"
-        used = [at for at, count in enumerate(counts) if count]
-        if not used:
+        cdef size_t at, first = BUCKETS, last = 0
+        count = low = high = 0
+        for at in range(<size_t>BUCKETS):
+            if self.data.counts[at]:
+                first = min(first, at)
+                last = at
+                count += self.data.counts[at]
+                low += lower_bound(at) * self.data.counts[at]
+                high += upper_bound(at) * self.data.counts[at]
+        assert count == self.data.count, "invariant 1: count"
+        if not count:
             assert (self.sum, self.data.least, self.data.most) == (0, MAX_NS, 0), \
                 "invariant 2: empty"
             return
-        assert bucket_of(self.data.least) == used[0], "invariant 2: min"
-        assert bucket_of(self.data.most) == used[-1], "invariant 2: max"
-        low = sum([lower_bound(at) * counts[at] for at in used])
-        high = sum([upper_bound(at) * counts[at] for at in used])
+        assert bucket_of(self.data.least) == first, "invariant 2: min"
+        assert bucket_of(self.data.most) == last, "invariant 2: max"
         assert low <= self.sum <= high, "invariant 3: sum"
