@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 import beastcore
 from beastmode.config import BeastModeConfig
 from beastmode.demo import DemoOptions, DemoResult, Progress, run_demo, show, write_json
-from beastmode.demo.play import Player, Written
+from beastmode.demo.play import PATIENCE_S, Player, Written
 from beastmode.demo.run import _check_writes
 from beastmode.demo.traces import read_trace
 from beastmode.demo.workload import HEARTBEAT, READ, WRITE, Mix, Operation, Trace
@@ -385,8 +386,11 @@ class Stubborn:
         self.under_way = 0
         self.most_under_way = 0
 
-    async def handle_request(self, user: str | None, request: Request) -> Response:
+    async def handle_request(
+        self, user: str | None, request: Request, *, deadline: float
+    ) -> Response:
         del user, request
+        assert 0 < deadline - time.monotonic() <= PATIENCE_S
         self.asked += 1
         number = self.asked
         self.under_way += 1

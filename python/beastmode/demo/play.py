@@ -14,10 +14,12 @@ from beastmode.errors import BeastError
 from beastmode.optimizer import BeastModeOptimizer
 from beastmode.requests import Request
 
-__all__ = ["Moment", "Player", "Written"]
+__all__ = ["PATIENCE_S", "Moment", "Player", "Written"]
 
 _TICK_S: Final = 0.1
 _MOST_FAILURES: Final = 1_000
+PATIENCE_S: Final = 30.0
+"""How long a simulated user waits for an answer."""
 
 
 class Moment(NamedTuple):
@@ -62,6 +64,7 @@ class Player:
         self._seconds = seconds
         self._on_moment = on_moment
         self._stopped = False
+        self._deadline = 0.0
         self._events = itertools.count()
         self.elapsed_s = 0.0
         """From the first request to the last answer."""
@@ -84,6 +87,7 @@ class Player:
         """
         loop = asyncio.get_running_loop()
         began = time.perf_counter()
+        self._note(began)
         limit = None if self._seconds is None else loop.call_later(self._seconds, self._time_up)
         watch = asyncio.create_task(self._watch(began))
         try:
@@ -123,7 +127,7 @@ class Player:
             self.issued += 1
             began = next(self._events) if kind == WRITE else 0
             try:
-                response = await handle(user, request)
+                response = await handle(user, request, deadline=self._deadline)
             except BeastError as error:
                 self._count_failure(error)
             else:
@@ -153,6 +157,8 @@ class Player:
             await asyncio.sleep(_TICK_S)
 
     def _note(self, began: float) -> None:
+        # Not with each request: that would cost as much as a hit does.
+        self._deadline = time.monotonic() + PATIENCE_S
         reads = self.sources[READ]
         answered = reads.total()
         moment = Moment(

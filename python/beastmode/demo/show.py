@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from beastmode.demo.play import PATIENCE_S
 from beastmode.demo.results import DemoResult, Phase
 from beastmode.stats import NOT_YET_KNOWN, Kpi
 
@@ -34,6 +35,7 @@ def comparison(result: DemoResult) -> list[Row]:
             ("  p50", lambda phase: _ms(phase, "p50_ms")),
             ("  p95", lambda phase: _ms(phase, "p95_ms")),
             ("  p99", lambda phase: _ms(phase, "p99_ms")),
+            ("  longest", lambda phase: _ms(phase, "max_ms")),
         ],
         "throughput": [
             ("  requests", lambda phase: f"{phase.requests:,}"),
@@ -59,7 +61,7 @@ def comparison(result: DemoResult) -> list[Row]:
 
 def _ms(phase: Phase, name: str) -> str:
     value = phase.stats.response_time.detail[name]
-    return f"{value:.3f} ms" if isinstance(value, float) else NOT_YET_KNOWN
+    return f"{value:,.3f} ms" if isinstance(value, float) else NOT_YET_KNOWN
 
 
 def _count(phase: Phase, name: str) -> str:
@@ -119,8 +121,8 @@ def _prefix(phase: Phase, requests: int) -> str:
     if phase.requests >= requests:
         return "all of it too"
     return (
-        f"only its first {phase.requests:,} requests ({phase.elapsed_s:.1f} s), because straight "
-        "from the store the whole takes long: compare the two with care"
+        f"only its first {phase.requests:,} requests, for {phase.elapsed_s:.1f} s (--seconds sets "
+        "how long): compare the two with care"
     )
 
 
@@ -145,7 +147,8 @@ def _method(result: DemoResult) -> Iterator[str]:
     yield (
         f"Load: {of['workers']} concurrent workers in this process, on one event loop, each "
         "sends its next request when the last is answered (closed loop). So the store's queue "
-        "is part of the response time. No network anywhere."
+        "is part of the response time. No network anywhere. Users wait for an answer up to "
+        f"{PATIENCE_S:.0f} s."
     )
     size = result.store["bytes"] / 2**20
     yield (
