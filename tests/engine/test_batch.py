@@ -8,6 +8,7 @@ import pickle
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -837,3 +838,7 @@ class BatchMachine(RuleBasedStateMachine):
 @pytest.mark.compiled_only
 class TestLockstep(BatchMachine.TestCase):  # type: ignore[misc, name-defined]
     settings = settings(max_examples=150, stateful_step_count=70, deadline=None)
+
+
+def test_nothing_leaks(engine: Twin, isolated: Callable[..., str]) -> None:
+    isolated("batch_leaks.py", engine.name, pure=not engine.compiled, timeout=100)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -1083,3 +1084,7 @@ class TableMachine(RuleBasedStateMachine):
 @pytest.mark.compiled_only
 class TestLockstep(TableMachine.TestCase):  # type: ignore[misc, name-defined]
     settings = settings(max_examples=170, stateful_step_count=60, deadline=None)
+
+
+def test_nothing_leaks(engine: Twin, isolated: Callable[..., str]) -> None:
+    isolated("connections_leaks.py", engine.name, pure=not engine.compiled, timeout=100)
