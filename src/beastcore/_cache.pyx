@@ -1122,7 +1122,6 @@ cdef class Cache:
         cdef list result = []
         cdef uint32_t s, tick = 0
         cdef double now_s
-        cdef Py_ssize_t i
         if self.n_ttl:
             tick = self.read_clock(&now_s)
         s = self.links[0].prev
@@ -1135,7 +1134,8 @@ cdef class Cache:
                     result.append(<object>self.slots[s].value)
             s = self.links[s].prev
         if what == ITEMS:
-            return [(result[i], result[i + 1]) for i in range(0, len(result), 2)]
+            # No comprehension: Cython 3.3 releases its items twice where appending fails.
+            return list(zip(result[::2], result[1::2]))
         return result
 
     def _check(self):
