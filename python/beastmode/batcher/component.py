@@ -280,6 +280,21 @@ class BeastModeBatcher:
             return
         self._stop_waiting(waiter)
 
+    def wait_noted(self, deadline: float | None = None) -> None:
+        """Return once no write that the store has answered can be replayed at the next start.
+
+        For who commits past the batcher: a replay would overwrite that commit. JournalError when
+        the journal could not note the answers by `deadline` (None: in `commit_deadline_s`).
+        """
+        end = self._end(deadline, self._commit_deadline_s)
+        if self._journal is not None and self._journal.has_unnoted:
+            self._journal.wait_noted(end)
+
+    async def await_noted(self, deadline: float | None = None) -> None:
+        """As `wait_noted`, without blocking the event loop."""
+        if self._journal is not None and self._journal.has_unnoted:
+            await asyncio.to_thread(self.wait_noted, deadline)
+
     def _is_flushed(self, waiter: Waiter) -> bool:
         with self._changed:
             goal = self._flusher.request_flush()

@@ -196,8 +196,9 @@ class Flusher:
             for entry, version in zip(entries, versions, strict=True)
             for part in entry.parts
         ]
-        self._callbacks.committed([(part.operation, version) for part, version in parts])
+        # The journal first: who finds nothing pending any more relies on it to have been told.
         self._tell_journal([part for part, _ in parts], None)
+        self._callbacks.committed([(part.operation, version) for part, version in parts])
         with self._changed:
             self._succeed(len(parts), len(entries))
             for entry, version in zip(entries, versions, strict=True):
@@ -210,8 +211,8 @@ class Flusher:
         logger.warning(
             "the store rejected an operation on %r for good: %s", entry.operation.path, error
         )
-        self._callbacks.failed([part.operation for part in entry.parts], error)
         self._tell_journal(entry.parts, f"{type(error).__name__}: {error}")
+        self._callbacks.failed([part.operation for part in entry.parts], error)
         with self._changed:
             self.failed += len(entry.parts)
             self._pending.settle(entry, None)
@@ -297,10 +298,17 @@ class Flusher:
         until = min(deadline_in(self._commit_deadline_s), max(call.deadline for call in calls))
         for call in calls:
             self._callbacks.accepted(call.operations)
+
+        def commit(operations: list[Operation]) -> list[int]:
+            if self._journal is not None and self._journal.has_unnoted:
+                # An older write that the next start replays would overwrite this one.
+                self._journal.wait_noted(until)
+            return self._store.commit(operations, deadline=until)
+
         settled, error = commit_in_order(
             calls,
             lambda call: call.operations,
-            lambda operations: self._store.commit(operations, deadline=until),
+            commit,
             self._calls_committed,
             self._call_failed,
         )

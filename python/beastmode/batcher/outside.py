@@ -41,7 +41,7 @@ class JournalCounts(Protocol):
 
 
 class WriteJournal(Protocol):
-    """What a batcher needs of a journal; none of it but `recover` may wait for the disk."""
+    """What a batcher needs of a journal; only `recover` and `wait_noted` may wait for the disk."""
 
     @property
     def path(self) -> str:
@@ -62,6 +62,15 @@ class WriteJournal(Protocol):
 
     def reject(self, seqs: Sequence[int], reason: str) -> None:
         """Keep them as dead letters."""
+        ...
+
+    @property
+    def has_unnoted(self) -> bool:
+        """Whether `wait_noted` would wait."""
+        ...
+
+    def wait_noted(self, deadline: float) -> None:
+        """Wait until what was acknowledged or rejected before cannot come back."""
         ...
 
     def recover(self) -> list[tuple[int, Operation]]:

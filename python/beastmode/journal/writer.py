@@ -89,8 +89,10 @@ class Journal:
         self._queue: deque[_Append] = deque()
         self._acknowledged: list[int] = []
         self._rejected: list[tuple[int, str]] = []
+        self._handed = self._noted = 0
         self._busy = False
         self._retry_at = 0.0
+        self._refusal: JournalError | None = None
         self._closing = False
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -161,6 +163,7 @@ class Journal:
             if self._closed:
                 raise self._closed_error()
             self._acknowledged.extend(seqs)
+            self._handed += len(seqs)
             self._wake()
 
     def reject(self, seqs: Sequence[int], reason: str) -> None:
@@ -170,7 +173,36 @@ class Journal:
             if self._closed:
                 raise self._closed_error()
             self._rejected.extend((seq, reason) for seq in seqs)
+            self._handed += len(seqs)
             self._wake()
+
+    @property
+    def has_unnoted(self) -> bool:
+        """Whether answers of the store were handed over that are not on disk. Takes no lock."""
+        return self._handed != self._noted
+
+    def wait_noted(self, deadline: float) -> None:
+        """Return once the answers handed over before are on disk: no restart replays those.
+
+        Raises JournalError at `deadline` (`time.monotonic`), naming what the disk refused.
+        """
+        self._check_usable()
+        with self._cond:
+            goal = self._handed
+            self._retry_at = 0.0
+            while self._noted < goal:
+                if self._closed:
+                    raise self._closed_error()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    failure = self._refusal
+                    raise JournalError(
+                        f"the journal {self.path!r} could not note {goal - self._noted} answers of "
+                        "the store before the deadline"
+                        + ("" if failure is None else f": {failure}")
+                    ) from failure
+                self._wake()
+                self._cond.wait(min(left, threading.TIMEOUT_MAX))
 
     def recover(self) -> list[tuple[int, Operation]]:
         """Return all (sequence number, operation) neither acknowledged nor rejected, in order.
@@ -334,6 +366,7 @@ class Journal:
             if failed is not None:
                 logger.warning("noting the store's answers failed, to be retried: %s", failed)
                 with self._cond:
+                    self._refusal = failed
                     self._acknowledged[:0] = acknowledged
                     self._rejected[:0] = rejected
                     self._retry_at = time.monotonic() + _RETRY_S
@@ -371,6 +404,9 @@ class Journal:
         self._removed += removed
         with self._cond:
             self._retry_at = 0.0
+            self._refusal = None
+            self._noted += len(acknowledged) + len(rejected)
+            self._cond.notify_all()
         for append, numbers in zip(appends, seqs, strict=True):
             self._appended += len(numbers)
             self._answer(append, numbers, None)

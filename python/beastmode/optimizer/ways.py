@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from beastmode.cache import Answer
+from beastmode.errors import BeastError
 from beastmode.optimizer.parts import Parts, committed_document
 from beastmode.requests import Request, Source
 from beastmode.stores.documents import Delete, Document, Operation, Set
@@ -110,10 +111,13 @@ class Ways:
         if active and request.op != "commit":
             versions = batcher.write(request.operations, deadline=deadline)
             return ("journal" if versions is None else "store"), versions
-        if any(operation.path in self._unflushed for operation in request.operations):
-            batcher.flush(deadline)
+        self._settle(request.operations, deadline)
         with _Direct(self._parts, request.operations) as direct:
             direct.versions = self._store.commit(request.operations, deadline=deadline)
+        try:
+            self._settle(request.operations, deadline)
+        except BeastError as error:
+            _warn_of_replay(error)
         return "store", direct.versions
 
     async def awrite(
@@ -124,8 +128,7 @@ class Ways:
         if active and request.op != "commit":
             versions = await batcher.awrite(request.operations, deadline=deadline)
             return ("journal" if versions is None else "store"), versions
-        if any(operation.path in self._unflushed for operation in request.operations):
-            await batcher.aflush(deadline)
+        await self._asettle(request.operations, deadline)
         # A task of its own: when the caller is cancelled the store may commit all the same, and
         # the cache must then learn of it at the end, not before.
         task = asyncio.create_task(self._acommit(request.operations, deadline))
@@ -138,7 +141,28 @@ class Ways:
     ) -> list[int] | None:
         with _Direct(self._parts, operations) as direct:
             direct.versions = await self._async_store.commit(operations, deadline=deadline)
+        try:
+            await self._asettle(operations, deadline)
+        except BeastError as error:
+            _warn_of_replay(error)
         return direct.versions
+
+    def _settle(self, operations: Sequence[Operation], deadline: float | None) -> None:
+        """Return once no earlier write of these documents can reach the store any more.
+
+        Neither from the buffer, nor, should the process end here, from the journal: it would
+        overwrite a commit that is made past them. Hence before the commit; and after it, for the
+        writes that came in between.
+        """
+        if any(operation.path in self._unflushed for operation in operations):
+            self._batcher.flush(deadline)
+        self._batcher.wait_noted(deadline)
+
+    async def _asettle(self, operations: Sequence[Operation], deadline: float | None) -> None:
+        """As `_settle`, for coroutines."""
+        if any(operation.path in self._unflushed for operation in operations):
+            await self._batcher.aflush(deadline)
+        await self._batcher.await_noted(deadline)
 
     def _ended(self, task: asyncio.Task[list[int] | None]) -> None:
         self._commits.discard(task)
@@ -157,6 +181,14 @@ class Ways:
 
     def _overlaid(self, documents: list[Document]) -> list[Document]:
         return [self._batcher.overlay(document) for document in documents]
+
+
+def _warn_of_replay(error: BeastError) -> None:
+    logger.warning(
+        "a commit is in the store, but until the journal recovers, the next start may replay an "
+        "older write of the same documents over it: %s",
+        error,
+    )
 
 
 class _Direct:

@@ -24,6 +24,17 @@ def test_every_acknowledged_write_is_in_the_store_after_kill_9(number: int) -> N
     assert outcome.kills >= 1
 
 
+@pytest.mark.parametrize("number", range(TRIALS))
+def test_every_write_acknowledged_by_an_optimizer_is_in_the_store(number: int) -> None:
+    assert trials.run_optimizer_trial(number, SEED).kills == 1
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_replay_does_not_overwrite_a_commit_made_past_the_buffer(number: int) -> None:
+    """Killed after a commit, while the journal has not noted the buffered write before it."""
+    trials.run_optimizer_trial(number, SEED, "before-acknowledge")
+
+
 def test_the_trials_would_see_a_lost_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same trial with a recovery that forgets the journal must fail."""
     monkeypatch.setattr(trials, "_recover", lambda directory: 0)

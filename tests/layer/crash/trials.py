@@ -18,9 +18,11 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from beastmode.batcher import BeastModeBatcher
 from beastmode.journal import Journal
+from beastmode.optimizer import BeastModeOptimizer
 from beastmode.stores.sqlite import SQLiteStore
 from layer.crash.workload import all_keys, expected
 
@@ -78,12 +80,39 @@ def _run_and_kill(
     directory: Path, run: int, rng: random.Random, point: str, *, hasty: bool
 ) -> dict[str, int]:
     """Return each document's last acknowledged operation."""
+    arguments = [directory / "store", directory / "journal", run, rng.randrange(10**6), point]
+    return _kill("child.py", [*arguments, rng.randint(2, 25)], rng, point, hasty=hasty)
+
+
+def run_optimizer_trial(number: int, seed: int, point: str = "") -> Outcome:
+    """As `run_trial`, through an optimizer, killed once; it recovers by being started again."""
+    rng = random.Random(seed * 1_000_003 + number)
+    point = point or POINTS[number % len(POINTS)]
+    mode = "write-through" if point == "-" and rng.random() < 0.3 else "write-behind"
+    acknowledged = dict.fromkeys(all_keys(0), 0)
+    directory = Path(tempfile.mkdtemp(prefix="beastmode-crash-"))
+    try:
+        # Without the store's points, which are in a wrapper, this one dies at a random moment.
+        at = point if "commit" not in point else "-"
+        arguments = [directory / "store", mode, rng.randrange(10**6), at, rng.randint(2, 25)]
+        acknowledged |= _kill("optimizer_child.py", arguments, rng, at, hasty=False)
+        with BeastModeOptimizer(directory / "store") as optimizer:
+            replayed = optimizer.get_stats().batcher.replayed
+        _check(directory, acknowledged, f"trial {number}, seed {seed}, point {at}, {mode}")
+    finally:
+        shutil.rmtree(directory)
+    return Outcome(kills=1, acknowledged=sum(acknowledged.values()), replayed=replayed)
+
+
+def _kill(
+    script: str, arguments: list[Any], rng: random.Random, point: str, *, hasty: bool
+) -> dict[str, int]:
+    """Run `script`, kill it, and return each document's last acknowledged operation."""
     environ = dict(os.environ)
     paths = [str(HERE.parent.parent), environ.get("PYTHONPATH", "")]
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    arguments = [directory / "store", directory / "journal", run, rng.randrange(10**6), point]
     process = subprocess.Popen(
-        [sys.executable, str(HERE / "child.py"), *map(str, arguments), str(rng.randint(2, 25))],
+        [sys.executable, str(HERE / script), *map(str, arguments)],
         stdout=subprocess.PIPE,
         bufsize=0,  # readline() must not read ahead: communicate() would not see that
         env=environ,
