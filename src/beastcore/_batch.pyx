@@ -119,10 +119,14 @@ cdef class BatchBuffer:
     """
 
     def __cinit__(self, max_ops=500, max_delay=1.0, *, max_bytes=None, merge=None, timer=None):
-        # Everything is zero here, so __dealloc__ is safe whatever raises.
+        # Everything is zero here, so __dealloc__ is safe whatever raises. User code, which runs
+        # from the first check on, may find the buffer through `gc.get_objects()`.
         self.op_free = self.oldest = self.newest = self.lane_free = NO_SLOT
         self.op_objects = []
         self.lane_keys = []
+        if index_init(&self.index) < 0:
+            raise MemoryError
+        self.salt = <uint64_t>hash("lanes") ^ <uint64_t><size_t><void*>self
         self.max_ops = max_ops
         self.max_delay = max_delay
         self.max_bytes = max_bytes
@@ -130,10 +134,7 @@ cdef class BatchBuffer:
         check_callable("timer", timer)
         self.merge = merge
         self.timer_ = time.monotonic if timer is None else timer
-        self.salt = <uint64_t>hash("lanes") ^ <uint64_t><size_t><void*>self
         self.latest = check_time(self.timer_())
-        if index_init(&self.index) < 0:
-            raise MemoryError
 
     def __dealloc__(self):
         PyMem_RawFree(self.ops)
@@ -300,6 +301,9 @@ cdef class BatchBuffer:
                     stored = <object>candidate
                     same = PyObject_RichCompareBool(stored, key, Py_EQ)
                     if version != self.version:
+                        # This may be the last reference, so its destructor runs before the
+                        # next search and not after it.
+                        stored = None
                         break
                 if same:
                     return lane
@@ -677,8 +681,9 @@ cdef class BatchBuffer:
         cdef tuple pair
         for at, item in enumerate(items):
             details.append(check_item(at, item))
-            hashes.append(hash(item[0]))
-            pairs.append(item)
+            pair = <tuple>item
+            hashes.append(hash(pair[0]))
+            pairs.append(pair)
         self.read_clock()
         count = len(pairs)
         if count == 0:

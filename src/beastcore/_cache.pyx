@@ -159,6 +159,12 @@ cdef class Cache:
         self.slots = NULL
         self.links = NULL
         self.index = NULL
+        # User code runs from the first check on and may find the cache through
+        # `gc.get_objects()`: it is a cache of one entry until all is known.
+        self.salt = int.from_bytes(urandom(8), "little")
+        self.base_ns = clock_coarse_ns()
+        self.maxsize_ = 1
+        self.rebuild(FIRST_CAPACITY)
         cdef uint32_t most = check_count("maxsize", maxsize)
         cdef object seconds = check_ttl(ttl)
         cdef str name = check_policy(policy)
@@ -166,9 +172,9 @@ cdef class Cache:
         check_callable("timer", timer)
         check_callable("on_removal", on_removal)
         cdef double base = 0.0 if timer is None else seconds_of(timer())
-        self.salt = int.from_bytes(urandom(8), "little")
+        if most > SMALL or most < FIRST_CAPACITY:
+            self.rebuild(most)
         self.maxsize_ = most
-        self.rebuild(most if most > SMALL else min(most, FIRST_CAPACITY))
         self.has_default_ttl = seconds is not None
         self.default_ttl = seconds if self.has_default_ttl else 0.0
         self.policy_ = name
@@ -176,7 +182,6 @@ cdef class Cache:
         self.max_weight_ = heaviest if weigher is not None else 0
         self.timer_ = timer
         self.base_s = base
-        self.base_ns = clock_coarse_ns()
         self.on_removal = on_removal
 
     def __dealloc__(self):

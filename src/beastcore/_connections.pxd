@@ -79,7 +79,7 @@ cdef class ConnectionTable:
     cdef int set_capacity(self, uint32_t capacity) except -1
     cdef int64_t find(self, object conn_id, uint32_t tag) except -2
     cdef int64_t find_user(self, object user, uint32_t tag) except -2
-    cdef int64_t search(self, Index* index, list keys, object key, uint32_t tag) except -2
+    cdef int64_t search(self, Index* index, bint of_users, object key, uint32_t tag) except -2
     cdef int reserve(self) except -1
     cdef int reserve_user(self) except -1
     cdef Conn handle(self, uint32_t slot)

@@ -166,7 +166,8 @@ cdef inline int scan_stage(const Scan* scan, uint32_t slot) noexcept nogil:
         return IS_EXPIRED
     if block.pinged[slot] <= last:
         return IS_SUSPECT
-    return IS_EXPIRED if scan.now - block.pinged[slot] >= scan.grace else ACTIVE
+    # Not a difference: a ping of another thread may be later than this scan.
+    return IS_EXPIRED if scan.now >= block.pinged[slot] + scan.grace else ACTIVE
 
 
 cdef inline bint any_until(const uint32_t* times, uint32_t cut) noexcept nogil:
@@ -357,7 +358,15 @@ cdef class ConnectionTable:
         self, max_connections=100_000, idle_timeout=30.0, *, grace=10.0, late_after=None,
         timer=None,
     ):
-        # Everything is zero here, so __dealloc__ is safe whatever raises.
+        # Everything is zero here, so __dealloc__ is safe whatever raises. User code, which runs
+        # from the first check on, may find the table through `gc.get_objects()`.
+        self.block = block_new(0)
+        self.class_counts = <uint32_t*>PyMem_RawCalloc(CLASSES, sizeof(uint32_t))
+        if (self.block == NULL or self.class_counts == NULL or index_init(&self.index) < 0
+                or index_init(&self.user_index) < 0):
+            raise MemoryError
+        self.salt = <uint64_t>hash("slots") ^ <uint64_t><size_t><void*>self
+        self.base_ms = clock_coarse_ns() // 1_000_000
         self.ids = []
         self.payloads = []
         self.user_objects = []
@@ -369,19 +378,12 @@ cdef class ConnectionTable:
         self.grace_ = check_idle("grace", grace, zero=True)
         self.late_after_ = check_late_after(late_after)
         check_callable("timer", timer)
-        self.timer_ = timer
-        self.salt = <uint64_t>hash("slots") ^ <uint64_t><size_t><void*>self
         if timer is None:
-            self.base_ms = clock_coarse_ns() // 1_000_000
             self.slack_ms = <uint32_t>((COARSE_SLACK_NS + 999_999) // 1_000_000)
         else:
             self.base_s = check_time(timer())
+            self.timer_ = timer
         self.set_timeouts()
-        self.block = block_new(0)
-        self.class_counts = <uint32_t*>PyMem_RawCalloc(CLASSES, sizeof(uint32_t))
-        if (self.block == NULL or self.class_counts == NULL or index_init(&self.index) < 0
-                or index_init(&self.user_index) < 0):
-            raise MemoryError
 
     def __dealloc__(self):
         block_release(self.block)
@@ -472,6 +474,8 @@ cdef class ConnectionTable:
         ValueError, and no change, when more than that are held now: none is dropped for it.
         """
         cdef uint32_t wanted = check_size(max_connections, self.active)
+        if wanted < self.active:  # asking the argument for its value has added some: raise
+            check_size(wanted, self.active)
         if max(wanted, self.peak) < self.block.capacity:
             self.set_capacity(max(wanted, self.peak))
         self.max_connections_ = wanted
@@ -541,20 +545,22 @@ cdef class ConnectionTable:
 
     cdef int64_t find(self, object conn_id, uint32_t tag) except -2:
         """Return the slot of an id, or -1."""
-        return self.search(&self.index, self.ids, conn_id, tag)
+        return self.search(&self.index, False, conn_id, tag)
 
     cdef int64_t find_user(self, object user, uint32_t tag) except -2:
         """Return the number of a user, or -1."""
-        return self.search(&self.user_index, self.user_objects, user, tag)
+        return self.search(&self.user_index, True, user, tag)
 
-    cdef int64_t search(self, Index* index, list keys, object key, uint32_t tag) except -2:
+    cdef int64_t search(self, Index* index, bint of_users, object key, uint32_t tag) except -2:
         """Return the place of `key`, or -1; starts again when a comparison changed the table."""
         cdef uint64_t version, position
         cdef int64_t place
         cdef PyObject* candidate
+        cdef list keys
         cdef int _attempt, same
         for _attempt in range(MAX_RESTARTS):
             version = self.version
+            keys = self.user_objects if of_users else self.ids  # `clear` makes new lists
             position = index_start(index, tag)
             while True:
                 place = index_next(index, tag, &position)
@@ -568,6 +574,9 @@ cdef class ConnectionTable:
                     stored = <object>candidate
                     same = PyObject_RichCompareBool(stored, key, Py_EQ)
                     if version != self.version:
+                        # These may be the last references, so destructors run before the
+                        # next search and not after it.
+                        stored = keys = None
                         break
                 if same:
                     return place
@@ -576,6 +585,8 @@ cdef class ConnectionTable:
     cdef Conn handle(self, uint32_t slot):
         """Return a new handle to the connection in `slot`, which the allocation may have freed."""
         cdef Conn conn = Conn.__new__(Conn)
+        if slot >= self.high:  # by `clear`, even; the handle belongs to no table
+            return conn
         conn.table = self
         conn.slot = slot
         conn.gen = self.block.gen[slot]

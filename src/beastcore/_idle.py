@@ -52,8 +52,11 @@ NOT_CONSTRUCTIBLE = "Conn objects are made by ConnectionTable.add"
 
 
 def milliseconds(seconds: float) -> int:
-    """Return a duration in whole milliseconds, rounded up (but 0.3 s is 300, not 301)."""
-    return math.ceil(seconds * 1000.0 - 0.001)
+    """Return a duration in whole milliseconds, rounded up (but 0.3 s is 300, not 301).
+
+    Only 0 s is 0 ms, which has a meaning of its own.
+    """
+    return max(math.ceil(seconds * 1000.0 - 0.001), 1 if seconds > 0.0 else 0)
 
 
 def check_idle(name: str, value: object, *, zero: bool = False) -> float:

@@ -233,6 +233,8 @@ cdef class LatencyHistogram:
         cdef LatencyHistogram self = LatencyHistogram()
         content = check_content(data)
         for index, count in content.buckets:
+            if not 0 <= index < BUCKETS:  # a subclass of int may lie about its bits
+                raise ValueError(f"buckets must be below {BUCKETS}, got {index}")
             self.data.counts[<size_t>index] = count
         self.data.count = content.total
         self.data.sum_low = content.sum & 0xFFFFFFFFFFFFFFFF

@@ -528,6 +528,8 @@ cdef class CachedMethod:
         self.function = NOBODY
 
     def __init__(self, CachedFunction function not None, instance, /):
+        if self.function is not NOBODY:  # calls under way rely on function and instance
+            raise TypeError("a CachedMethod cannot be bound to another instance")
         self.function = function
         self.instance = instance
 
@@ -621,6 +623,8 @@ cdef class Call:
     cdef object key(self):
         """Return the key of the call."""
         cdef CachedFunction function = self.function
+        if function is None:
+            raise TypeError("this call was never made")
         if (self.names is None and function.key is None and self.results.token is None
                 and self.nargs == 1 and is_own_key(PyTuple_GET_ITEM(self.args, 0))):
             return <object>PyTuple_GET_ITEM(self.args, 0)
@@ -633,7 +637,7 @@ cdef class Call:
                       self.nargs, self.names)
 
 
-async def answer_later(Call call):
+async def answer_later(Call call not None):
     """Return the kept result, or wait for the one run of the function for this key."""
     cdef Results results = call.results
     key = call.key()
@@ -654,8 +658,10 @@ async def answer_later(Call call):
     return await flight.wait()
 
 
-async def run_and_keep(Call call, key):
+async def run_and_keep(Call call not None, key):
     """Run the coroutine function and keep its result."""
+    if call.results is None:
+        raise TypeError("this call was never made")
     cdef unsigned long long epoch = call.results.epoch
     value = await call.run()
     call.results.store(key, value, epoch)

@@ -8,6 +8,7 @@ ValueError with a text that names the argument, the value and what is allowed.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -54,7 +55,8 @@ def check_count(
     # The exact type goes first: asking for a protocol takes microseconds.
     if type(value) is not int and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
         raise TypeError(f"{name} must be an int, got {value!r}")
-    number = value.__index__()
+    # A subclass of int may lie when it is compared, so the rest sees an exact int.
+    number = value if type(value) is int else int.__index__(operator.index(value))
     if number < minimum:
         allowed = {0: "zero or positive", 1: "positive"}.get(minimum, f"at least {minimum}")
         raise ValueError(f"{name} must be {allowed}, got {number}")
@@ -132,7 +134,7 @@ def check_priority(value: object) -> int:
 
 def check_item(position: int, item: object) -> tuple[int, int, float | None]:
     """Return size, priority and time of a drained `(key, op)` pair; 0, 0, None of a plain one."""
-    if not isinstance(item, tuple) or len(item) != 2:
+    if not isinstance(item, tuple) or tuple.__len__(item) != 2:  # a subclass may lie
         raise TypeError(f"restore item {position} must be a (key, op) pair, got {item!r}")
     if not isinstance(item, BatchItem):
         return 0, 0, None

@@ -344,7 +344,9 @@ class ConnectionTable(Generic[Id, Payload]):
 
         ValueError, and no change, when more than that are held now: none is dropped for it.
         """
-        self._max_connections = check_size(max_connections, len(self._ids))
+        wanted = check_size(max_connections, len(self._ids))
+        # Once more, for asking the argument for its value may have added some.
+        self._max_connections = check_size(wanted, len(self._ids))
 
     # ---- time
 
