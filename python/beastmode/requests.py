@@ -37,6 +37,7 @@ Op = Literal["get", "get_many", "query", "set", "merge", "update", "delete", "co
 Source = Literal["hit", "stale", "store", "buffer", "journal", "table"]
 
 _OPS: Final = get_args(Op)
+_WRITES: Final = frozenset({"set", "merge", "update", "delete", "commit"})
 
 
 class Request:
@@ -57,6 +58,20 @@ class Request:
         query_of: Query | None = None,
         operations: tuple[Operation, ...] = (),
     ) -> None:
+        if op == "get":
+            check_path(path)
+        elif op == "get_many":
+            if not isinstance(paths, tuple):
+                raise RequestError(f"get_many takes a list of paths, got {paths!r}")
+            for each in paths:
+                check_path(each)
+        elif op == "query":
+            if not isinstance(query_of, Query):
+                raise RequestError(f"query takes a Query, got {query_of!r}")
+        elif op in _WRITES:
+            _check_operations(op, operations)
+        elif op != "heartbeat":
+            raise RequestError(f"a request's op must be one of {', '.join(_OPS)}; got {op!r}")
         self.op = op
         self.path = path
         self.paths = paths
@@ -66,20 +81,18 @@ class Request:
     @classmethod
     def get(cls, path: str) -> Request:
         """Ask for one document."""
-        return cls("get", path=check_path(path))
+        return cls("get", path=path)
 
     @classmethod
     def get_many(cls, paths: Iterable[str]) -> Request:
         """Ask for several documents, answered in the same order."""
-        if isinstance(paths, str):
-            raise RequestError(f"get_many takes a list of paths, got the str {paths!r}")
-        return cls("get_many", paths=tuple(check_path(path) for path in paths))
+        if isinstance(paths, str) or not isinstance(paths, Iterable):
+            raise RequestError(f"get_many takes a list of paths, got {paths!r}")
+        return cls("get_many", paths=tuple(paths))
 
     @classmethod
     def query(cls, query: Query) -> Request:
         """Ask for the documents that a query describes."""
-        if not isinstance(query, Query):
-            raise RequestError(f"query takes a Query, got {query!r}")
         return cls("query", query_of=query)
 
     @classmethod
@@ -111,16 +124,9 @@ class Request:
     @classmethod
     def commit(cls, operations: Iterable[Operation]) -> Request:
         """Apply several operations in order, all or none; answered when the store has them."""
-        given = tuple(operations)
-        for number, operation in enumerate(given):
-            if not isinstance(operation, (Set, Merge, Update, Delete)):
-                raise RequestError(
-                    f"commit takes operations (Set, Merge, Update, Delete); item {number} is "
-                    f"{operation!r}"
-                )
-        if not given:
-            raise RequestError("commit takes at least one operation, got none")
-        return cls("commit", operations=given)
+        if not isinstance(operations, Iterable):
+            raise RequestError(f"commit takes a list of operations, got {operations!r}")
+        return cls("commit", operations=tuple(operations))
 
     @classmethod
     def heartbeat(cls) -> Request:
@@ -156,6 +162,17 @@ class Request:
         return f"Request.{self.op}({shown})"
 
 
+def _check_operations(op: str, operations: object) -> None:
+    if not isinstance(operations, tuple) or not operations:
+        raise RequestError(f"{op} takes at least one operation, got {operations!r}")
+    for number, operation in enumerate(operations):
+        if not isinstance(operation, (Set, Merge, Update, Delete)):
+            raise RequestError(
+                f"{op} takes operations (Set, Merge, Update, Delete); item {number} is "
+                f"{operation!r}"
+            )
+
+
 def _precondition(request: Mapping[str, Any]) -> Precondition | None:
     given = request.get("precondition")
     if given is None or isinstance(given, Precondition):
@@ -166,6 +183,9 @@ def _precondition(request: Mapping[str, Any]) -> Precondition | None:
 
 
 def _parse_query(request: Mapping[str, Any]) -> Request:
+    for name in ("where", "order_by"):
+        if isinstance(request.get(name), str):
+            raise RequestError(f"a query's {name} takes a list, got {request[name]!r}")
     try:
         where = tuple(Filter(*item) for item in request.get("where", ()))
         order_by = tuple(

@@ -25,7 +25,7 @@ from beastmode.errors import (
     RequestError,
     StoreTimeout,
 )
-from beastmode.stores.base import Store, check_count, check_seconds, deadline_in
+from beastmode.stores.base import Store, check_count, check_deadline, check_seconds, deadline_in
 from beastmode.stores.documents import (
     Document,
     Operation,
@@ -498,13 +498,8 @@ class BeastModeBatcher:
             raise RequestError(f"a callback of the batcher cannot {what}: it would wait for itself")
 
     def _end(self, deadline: float | None, default_s: float) -> float:
-        if deadline is None:
-            return deadline_in(default_s)
-        if not _is_number(deadline) or math.isnan(deadline):
-            raise RequestError(
-                f"deadline must be seconds of time.monotonic() or None, got {deadline!r}"
-            )
-        return deadline
+        check_deadline(deadline)
+        return deadline_in(default_s) if deadline is None else deadline
 
 
 def _is_number(value: object) -> TypeGuard[float]:

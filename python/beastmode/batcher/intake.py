@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from beastmode.batcher.flusher import Flusher
@@ -17,7 +16,7 @@ from beastmode.batcher.outside import Callbacks, WriteJournal
 from beastmode.batcher.pending import PendingWrites, WriteCall
 from beastmode.batcher.waiting import LoopWaiter, Waiter
 from beastmode.errors import BufferFullError, ClosedError, RequestError, StoreTimeout
-from beastmode.stores.documents import Delete, Merge, Operation, Set, Update, freeze
+from beastmode.stores.documents import Delete, Merge, Operation, Set, Update, detached
 from beastmode.stores.operation_codec import EncodedOperation, encode_operation
 
 __all__ = ["Intake", "Until", "because", "prepare"]
@@ -197,11 +196,8 @@ def prepare(
 
 def _copied(operation: Any, at: int) -> Operation:
     """Return the operation with read-only fields: the caller may change his own meanwhile."""
-    if isinstance(operation, Delete):
-        return operation
-    if isinstance(operation, (Set, Merge, Update)):
-        data = freeze(dict(operation.data))
-        return operation if data is operation.data else replace(operation, data=data)
+    if isinstance(operation, (Set, Merge, Update, Delete)):
+        return detached(operation)
     raise RequestError(f"operation {at} must be a Set, Merge, Update or Delete, got {operation!r}")
 
 

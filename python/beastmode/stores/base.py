@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from beastmode.errors import ConfigError, RequestError, StoreTimeout
@@ -33,6 +33,7 @@ __all__ = [
     "Subscription",
     "Target",
     "check_count",
+    "check_deadline",
     "check_seconds",
     "deadline_in",
     "remaining",
@@ -44,6 +45,11 @@ FilterOp = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not-in", "array-cont
 def _check_field(field: object, what: str) -> None:
     if not isinstance(field, str) or not all(field.split(".")):
         raise RequestError(f"{what} takes a dotted field path such as 'a.b', got {field!r}")
+
+
+def _check_items(name: str, items: object, kind: type) -> None:
+    if not isinstance(items, (tuple, list)) or not all(isinstance(item, kind) for item in items):
+        raise RequestError(f"a Query's {name} must be a tuple of {kind.__name__}, got {items!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,8 @@ class Order:
 
     def __post_init__(self) -> None:
         _check_field(self.field, "an Order")
+        if not isinstance(self.descending, bool):
+            raise RequestError(f"an Order's descending must be a bool, got {self.descending!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +96,13 @@ class Query:
 
     def __post_init__(self) -> None:
         check_collection(self.collection)
-        if self.limit is not None and (isinstance(self.limit, bool) or self.limit <= 0):
-            raise RequestError(f"a Query's limit must be positive or None, got {self.limit!r}")
+        _check_items("where", self.where, Filter)
+        _check_items("order_by", self.order_by, Order)
+        limit: object = self.limit
+        if limit is not None and (
+            isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0
+        ):
+            raise RequestError(f"a Query's limit must be positive or None, got {limit!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +247,16 @@ class AsyncStore(Protocol):
 def deadline_in(seconds: float) -> float:
     """Return the deadline that is `seconds` from now."""
     return time.monotonic() + seconds
+
+
+def check_deadline(deadline: object) -> None:
+    """Raise RequestError unless `deadline` is None or a time of `time.monotonic()`."""
+    if deadline is None:
+        return
+    if isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or isnan(deadline):
+        raise RequestError(
+            f"deadline must be seconds of time.monotonic() or None, got {deadline!r}"
+        )
 
 
 def remaining(deadline: float, what: str) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
 from beastmode.errors import DocumentMissing, RequestError
@@ -33,6 +33,7 @@ __all__ = [
     "check_path",
     "collection_of",
     "combine",
+    "detached",
     "freeze",
     "thaw",
 ]
@@ -88,7 +89,20 @@ def freeze(value: Any) -> Any:
         return FrozenDict((key, freeze(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return FrozenList(freeze(item) for item in value)
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
     return value
+
+
+def detached(operation: Operation) -> Operation:
+    """Return `operation` with read-only fields that the caller's later changes do not reach.
+
+    The same object where it has them already. O(size).
+    """
+    if isinstance(operation, Delete):
+        return operation
+    data = freeze(dict(operation.data))
+    return operation if data is operation.data else replace(operation, data=data)
 
 
 def thaw(value: Any) -> Any:
@@ -140,6 +154,11 @@ class Precondition:
                 "a Precondition takes exactly one of exists and version, "
                 f"got exists={self.exists!r}, version={self.version!r}"
             )
+        if self.exists is not None and not isinstance(self.exists, bool):
+            raise RequestError(f"a Precondition's exists must be a bool, got {self.exists!r}")
+        version = self.version
+        if version is not None and (isinstance(version, bool) or not isinstance(version, int)):
+            raise RequestError(f"a Precondition's version must be an int, got {version!r}")
 
 
 class _DeleteField:
@@ -172,6 +191,7 @@ class Set:
     def __post_init__(self) -> None:
         check_path(self.path)
         _check_data(self.data, "Set")
+        _check_precondition(self.precondition, "Set")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +205,7 @@ class Merge:
     def __post_init__(self) -> None:
         check_path(self.path)
         _check_data(self.data, "Merge")
+        _check_precondition(self.precondition, "Merge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +219,7 @@ class Update:
     def __post_init__(self) -> None:
         check_path(self.path)
         _check_data(self.data, "Update")
+        _check_precondition(self.precondition, "Update")
         for field in self.data:
             if not all(field.split(".")):
                 raise RequestError(f"Update of {self.path!r} has an empty field name in {field!r}")
@@ -212,6 +234,7 @@ class Delete:
 
     def __post_init__(self) -> None:
         check_path(self.path)
+        _check_precondition(self.precondition, "Delete")
 
 
 Operation = Set | Merge | Update | Delete
@@ -246,6 +269,11 @@ def check_collection(path: object) -> str:
 def collection_of(path: str) -> str:
     """Return the collection that the document `path` is in."""
     return path.rpartition("/")[0]
+
+
+def _check_precondition(precondition: object, what: str) -> None:
+    if precondition is not None and not isinstance(precondition, Precondition):
+        raise RequestError(f"{what} takes a Precondition or None, got {precondition!r}")
 
 
 def _check_data(data: object, what: str) -> None:
