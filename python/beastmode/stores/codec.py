@@ -78,7 +78,10 @@ def same_content(one: str, other: str) -> bool:
         return True
     if len(one) != len(other):
         return False
-    first, second = _loads(one), _loads(other)
+    try:
+        first, second = _loads(one), _loads(other)
+    except ValueError:  # a damaged text, which the other one replaces
+        return False
     # Python holds 1, 1.0 and True for equal; the texts do not.
     return bool(first == second) and _sorted_text(first) == _sorted_text(second)
 

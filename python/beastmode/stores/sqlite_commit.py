@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from beastmode.errors import PreconditionFailed
+from beastmode.errors import PreconditionFailed, StoreCorrupt, WriteRejected
 from beastmode.stores import codec
 from beastmode.stores.documents import Delete, Operation, apply
 from beastmode.stores.sqlite_file import NEWEST, Connection
@@ -128,5 +128,10 @@ def _result(operation: Operation, before: State, given: str | None) -> str | Non
     if given is not None:
         return given
     body = before[1]
-    data = apply(operation, None if body is None else codec.decode(body, operation.path))
+    try:
+        held = None if body is None else codec.decode(body, operation.path)
+    except StoreCorrupt as error:
+        # One damaged document must not hold up the writes of all others.
+        raise WriteRejected(f"{type(operation).__name__}: {error}") from error
+    data = apply(operation, held)
     return None if data is None else codec.encode(data, operation.path)
