@@ -146,7 +146,10 @@ class Housekeeper:
             job.last_error = f"{type(error).__name__}: {error}"
             logger.exception("the job %r failed", job.name)
             if self._on_error is not None:
-                self._on_error(error)
+                try:
+                    self._on_error(error)
+                except Exception:  # the hook is the user's, and the thread must live on
+                    logger.exception("on_error raised")
         with self._changed:
             job.runs += 1
             job.latest_s = max(job.latest_s, late)

@@ -1,9 +1,9 @@
 """BeastModeRealTimeSync: carries changes from a store's watch into the cache.
 
 The store reports every change, whoever made it; the cache replaces what it holds or forgets it.
-When the watch fails, everything held becomes doubtful before the next read: the cache serves it
-only as stale, within its bound, until it has been loaded again. `tick()` is called at the sync
-interval; it notices a failed watch and opens another one, waiting longer after each failure.
+`tick()` is called at the sync interval. It notices a watch that has failed; then everything held
+is doubtful: the cache serves it only as stale, within its bound, until it has been loaded again.
+It opens another watch, waiting longer after each failure.
 """
 
 from __future__ import annotations
@@ -154,4 +154,7 @@ class BeastModeRealTimeSync:
         self._wait = min(self._wait * 2, _LONGEST_WAIT_S)
         logger.warning("changes of the store are not followed: %s", self._last_error)
         if self._on_error is not None:
-            self._on_error(error)
+            try:
+                self._on_error(error)
+            except Exception:  # the hook is the user's, and the watch must be opened again
+                logger.exception("on_error raised")

@@ -22,7 +22,7 @@ from typing import Any, Final
 from beastmode.cache.flights import GRACE_S, Flight, loading, running_loop
 from beastmode.cache.state import CacheState
 from beastmode.cache.table import Read
-from beastmode.errors import ClosedError, LoadError, StoreTimeout
+from beastmode.errors import ClosedError, LoadError, StoreTimeout, StoreUnavailable
 from beastmode.stores.base import AsyncStore, Store
 from beastmode.stores.documents import Document
 
@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 _THREADS: Final = 4
 """Threads for background refreshes, and for loads of coroutines where there is no AsyncStore."""
 _FEWEST_TASKS: Final = 64
+_MAX_QUEUED: Final = 10_000
+"""Documents that may wait for one of the threads; further loads fail as if the store were down."""
 
 
 class Loader:
@@ -56,6 +58,7 @@ class Loader:
         self._timer = timer
         self._on_error = on_error
         self._executor: ThreadPoolExecutor | None = None
+        self._queued = 0
         self._workers: set[int] = set()
         # Event loops hold tasks weakly, so someone has to hold them.
         self._tasks: set[asyncio.Task[None]] = set()
@@ -131,6 +134,14 @@ class Loader:
                 if not self._table.settle(read, outcome, now=self._timer(), limit=limit):
                     reads.append(read)
 
+    def _load_queued(self, flights: list[Flight], *, one: bool = False) -> None:
+        """Load those of `flights` that anyone may still wait for; in one of our threads."""
+        with self._state.gate.lock:
+            self._queued -= len(flights)
+        wanted = [flight for flight in flights if not (flight.settled or flight.is_dead())]
+        if wanted:
+            self._load_flights(wanted, one=one)
+
     def _load_flights(self, flights: list[Flight], *, one: bool = False) -> None:
         """Load `flights` in this thread and resolve every one of them, whatever happens."""
         try:
@@ -203,17 +214,27 @@ class Loader:
         try:
             with self._state.gate.lock:
                 self._state.gate.check()
+                self._check_room(flights)
                 if self._executor is None:
                     self._executor = ThreadPoolExecutor(
                         _THREADS,
                         "beastmode-cache",
                         lambda: self._workers.add(threading.get_ident()),
                     )
-                executor = self._executor
-            done = executor.submit(context.run, self._load_flights, flights, one=one)
+                done = self._executor.submit(context.run, self._load_queued, flights, one=one)
+                self._queued += len(flights)
             done.add_done_callback(lambda _: self._abandon(flights))  # it may never have run
-        except (ClosedError, RuntimeError) as error:  # closed meanwhile, or no thread to be had
+        except (ClosedError, StoreUnavailable, RuntimeError) as error:
+            # Too many, closed meanwhile, or no thread to be had.
             self._fail(flights, error)
+
+    def _check_room(self, flights: list[Flight]) -> None:
+        # One list alone may be longer.
+        if self._queued and self._queued + len(flights) > _MAX_QUEUED:
+            raise StoreUnavailable(
+                f"{self._queued} loads wait for the store already (at most {_MAX_QUEUED}); "
+                f"{flights[0].path!r} was not asked for"
+            )
 
     def _land(self, flights: list[Flight], documents: Any) -> None:
         if not isinstance(documents, Sequence) or len(documents) != len(flights):

@@ -128,6 +128,10 @@ class LifetimeLock:
             _unlock(fd)
             os.close(fd)
 
+    def __del__(self) -> None:
+        # Of a journal that nobody closed: its owner could not even open it again.
+        self.release()
+
     def abandon(self) -> None:
         """In a child of the process that made it: drop the inherited descriptor alone."""
         fd, self._fd = self._fd, -1

@@ -9,6 +9,7 @@ tells it in full.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -27,11 +28,13 @@ from beastmode.optimizer.ways import Ways
 from beastmode.process import ProcessProbe
 from beastmode.requests import Request, Response, Source
 from beastmode.stats import LatencySummary, Measurements, PerformanceStats
-from beastmode.stores.base import AsyncStore, Store
+from beastmode.stores.base import AsyncStore, Store, check_deadline
 from beastmode.stores.documents import Document
 from beastmode.stores.metered import commit_units
 
 __all__ = ["BeastModeOptimizer"]
+
+logger = logging.getLogger(__name__)
 
 
 class BeastModeOptimizer:
@@ -68,6 +71,11 @@ class BeastModeOptimizer:
             config = BeastModeConfig()
         elif not isinstance(config, BeastModeConfig):
             raise ConfigError(f"config must be a BeastModeConfig or None, got {config!r}")
+        if given is not None and "store_path" in settings:
+            raise ConfigError(
+                f"store={store!r} and store_path={settings['store_path']!r} both name the store; "
+                "give one of them"
+            )
         if isinstance(given, (str, os.PathLike)):
             settings.setdefault("store_path", os.fspath(given))
             given = None
@@ -78,6 +86,9 @@ class BeastModeOptimizer:
         self._tally = Tally(self._parts.meter)
         self._probe = ProcessProbe()
         self._lifecycle = threading.RLock()
+        # Apart from the life cycle: a flush may take long, and nothing else must wait for it.
+        self._mode = threading.RLock()
+        self._switch = threading.Lock()
         self._wanted = True
         self._active = False
         self._started = False
@@ -119,8 +130,8 @@ class BeastModeOptimizer:
         with self._lifecycle:
             self._check_usable()
             if not self._started:
-                self._started = True
                 self._parts.start()
+                self._started = True
                 self._activate()
         return self
 
@@ -130,48 +141,63 @@ class BeastModeOptimizer:
         Raises what kept a write from the store by `deadline` (`time.monotonic`); it stays in the
         journal for the next start. Everything is ended all the same.
         """
+        check_deadline(deadline)
         with self._lifecycle:
             if self._closed:
                 return
-            self._closed = True
-            self._active = False
+            with self._switch:
+                self._closed = True
+                self._active = False
             if not self._forked:
                 self._parts.close(deadline)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            try:
+                self.close()
+            except Exception:  # what kept it from starting says more
+                logger.exception("closing after a start that failed")
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self.start)
-        return self
+        return await asyncio.to_thread(self.__enter__)
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
     def enable_beast_mode(self) -> bool:
         """Serve requests by beast mode, from now on or once the store answers; whether it is on."""
-        with self._lifecycle:
+        with self._mode:
             self._check_usable()
             self._wanted = True
             self._activate()
             return self._active
+
+    async def aenable_beast_mode(self) -> bool:
+        """As `enable_beast_mode`, without blocking the event loop."""
+        return await asyncio.to_thread(self.enable_beast_mode)
 
     def disable_beast_mode(self, deadline: float | None = None) -> None:
         """Send every request straight to the store, after flushing what is buffered.
 
         Where the flush fails, its error is raised and beast mode stays as it was.
         """
-        with self._lifecycle:
+        with self._mode:
             self._check_usable()
-            was_wanted, was_active = self._wanted, self._active
-            self._wanted = self._active = False
+            with self._switch:
+                was_wanted, was_active = self._wanted, self._active
+                self._wanted = self._active = False
             try:
                 self._parts.batcher.flush(deadline)
             except BaseException:
-                self._wanted, self._active = was_wanted, was_active
+                with self._switch:
+                    self._wanted = was_wanted
+                    self._active = was_active and not self._closed
                 raise
 
     async def adisable_beast_mode(self, deadline: float | None = None) -> None:
@@ -211,7 +237,11 @@ class BeastModeOptimizer:
             # What changed while requests went past the cache was seen only if it was followed.
             if not self._parts.sync.active:
                 self._parts.cache.mark_unverified()
-            self._active = True
+            self._switch_on()
+
+    def _switch_on(self) -> None:
+        with self._switch:  # it may have been disabled or closed during the probe
+            self._active = self._wanted and not self._closed
 
     def _check_usable(self) -> None:
         if self._forked:
@@ -274,7 +304,7 @@ class BeastModeOptimizer:
                 response = self._hit(user_id, parsed.path, began)
                 if response is not None:
                     return response
-            self._admit(user_id)
+            self._admit(user_id, deadline)
             if parsed.op == "get":
                 return self._read_one(
                     *await self._ways.aget(user_id, parsed, deadline, active=self._active), began
@@ -310,7 +340,7 @@ class BeastModeOptimizer:
                 response = self._hit(user_id, parsed.path, began)
                 if response is not None:
                     return response
-            self._admit(user_id)
+            self._admit(user_id, deadline)
             if parsed.op == "get":
                 return self._read_one(
                     *self._ways.get(user_id, parsed, deadline, active=self._active), began
@@ -338,16 +368,23 @@ class BeastModeOptimizer:
         if document is None:
             return None
         if user_id is not None:
-            self._touch(user_id)
+            self._note_user(user_id)
         self._record_hit(perf_counter_ns() - began)
         return Response("hit", document)
 
-    def _admit(self, user_id: str | None) -> None:
+    def _admit(self, user_id: str | None, deadline: float | None) -> None:
         self._check_usable()
         if not self._started:
             raise ClosedError("BeastModeOptimizer was used before start()")
+        check_deadline(deadline)
         if user_id is not None:
+            self._note_user(user_id)
+
+    def _note_user(self, user_id: str) -> None:
+        try:
             self._touch(user_id)
+        except TypeError as error:
+            raise RequestError(f"user_id must be hashable, or None; got {user_id!r}") from error
 
     # -- answers, counted ----------------------------------------------------------------------
 

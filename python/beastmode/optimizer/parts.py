@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -229,8 +230,19 @@ class Parts:
 
 def check_store(store: object, async_store: object) -> Store | str | os.PathLike[str] | None:
     """Return `store` if it is a store, a path or None."""
-    if async_store is not None and not isinstance(async_store, AsyncStore):
-        raise ConfigError(f"async_store must be an AsyncStore or None, got {async_store!r}")
+    if async_store is not None and not (
+        isinstance(async_store, AsyncStore) and inspect.iscoroutinefunction(async_store.get)
+    ):
+        raise ConfigError(
+            f"async_store must be an AsyncStore, whose methods are awaited, or None; "
+            f"got {async_store!r}"
+        )
+    # An AsyncStore has the same names, which is all that isinstance looks at.
+    if isinstance(store, Store) and inspect.iscoroutinefunction(store.get):
+        raise ConfigError(
+            f"store must be a Store, whose methods are not awaited, got {store!r}; "
+            "give an AsyncStore as async_store, beside the Store"
+        )
     if store is None or isinstance(store, (str, os.PathLike, Store)):
         return store
     raise ConfigError(f"store must be a Store, the path of a SQLite file or None, got {store!r}")

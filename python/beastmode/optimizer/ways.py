@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Self
 
 from beastmode.cache import Answer
-from beastmode.errors import BeastError
+from beastmode.errors import BeastError, ClosedError
 from beastmode.optimizer.parts import Parts, committed_document
 from beastmode.requests import Request, Source
-from beastmode.stores.documents import Delete, Document, Operation, Set
+from beastmode.stores.documents import Delete, Document, Operation, Set, detached
 
 __all__ = ["Ways"]
 
@@ -111,11 +111,12 @@ class Ways:
         if active and request.op != "commit":
             versions = batcher.write(request.operations, deadline=deadline)
             return ("journal" if versions is None else "store"), versions
-        self._settle(request.operations, deadline)
-        with _Direct(self._parts, request.operations) as direct:
-            direct.versions = self._store.commit(request.operations, deadline=deadline)
+        operations = tuple(map(detached, request.operations))
+        self._settle(operations, deadline)
+        with _Direct(self._parts, operations) as direct:
+            direct.versions = self._store.commit(operations, deadline=deadline)
         try:
-            self._settle(request.operations, deadline)
+            self._settle(operations, deadline)
         except BeastError as error:
             _warn_of_replay(error)
         return "store", direct.versions
@@ -128,10 +129,11 @@ class Ways:
         if active and request.op != "commit":
             versions = await batcher.awrite(request.operations, deadline=deadline)
             return ("journal" if versions is None else "store"), versions
-        await self._asettle(request.operations, deadline)
+        operations = tuple(map(detached, request.operations))
+        await self._asettle(operations, deadline)
         # A task of its own: when the caller is cancelled the store may commit all the same, and
         # the cache must then learn of it at the end, not before.
-        task = asyncio.create_task(self._acommit(request.operations, deadline))
+        task = asyncio.create_task(self._acommit(operations, deadline))
         self._commits.add(task)
         task.add_done_callback(self._ended)
         return "store", await asyncio.shield(task)
@@ -205,8 +207,13 @@ class _Direct:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Of several operations on one document only the state after the last was ever there.
+        last = {operation.path: number for number, operation in enumerate(self._operations)}
         for number, operation in enumerate(self._operations):
             document = None
-            if self.versions is not None:
+            if self.versions is not None and last[operation.path] == number:
                 document = committed_document(operation, self.versions[number])
-            self._parts.cache.write_finished(operation.path, document)
+            try:
+                self._parts.cache.write_finished(operation.path, document)
+            except ClosedError:
+                return  # closed meanwhile: the store's answer is the caller's all the same
