@@ -96,8 +96,10 @@ def check_size(value: object, held: int = 0) -> int:
 def check_bounds(bounds: Iterable[float]) -> list[float]:
     """Return the bounds of an idle histogram: rising positive numbers of seconds."""
     checked = [check_idle("bounds", bound) for bound in bounds]
-    if any(low >= high for low, high in itertools.pairwise(checked)):
-        raise ValueError(f"bounds must rise, got {checked!r}")
+    # No generator: CPython 3.12.1 and 3.13.0 crash where there is no memory to make one.
+    for low, high in itertools.pairwise(checked):
+        if low >= high:
+            raise ValueError(f"bounds must rise, got {checked!r}")
     return checked
 
 
