@@ -366,7 +366,7 @@ cdef class ConnectionTable:
                 or index_init(&self.user_index) < 0):
             raise MemoryError
         self.salt = <uint64_t>hash("slots") ^ <uint64_t><size_t><void*>self
-        self.base_ms = clock_coarse_ns() // 1_000_000
+        self.base_ms = <int64_t>1 << 62  # until then its time stands still
         self.ids = []
         self.payloads = []
         self.user_objects = []
@@ -379,6 +379,7 @@ cdef class ConnectionTable:
         self.late_after_ = check_late_after(late_after)
         check_callable("timer", timer)
         if timer is None:
+            self.base_ms = clock_coarse_ns() // 1_000_000
             self.slack_ms = <uint32_t>((COARSE_SLACK_NS + 999_999) // 1_000_000)
         else:
             self.base_s = check_time(timer())

@@ -253,12 +253,14 @@ class TestBareObjects:
         out = run_script(
             engine,
             """
+            import time
             made = engine.ConnectionTable
             now, found = [1e6], []
             def timer():
                 for thing in gc.get_objects():
                     if type(thing) is made and not found:
                         found.append(1)
+                        time.sleep(0.05)
                         thing.stats(), thing.sweep()
                 return now[0]
             table = made(10, 30.0, timer=timer)
