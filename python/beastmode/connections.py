@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import collections
 import logging
+import sys
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, Self
 
 from beastcore import Conn, ConnectionTable
@@ -85,6 +86,11 @@ class BeastModeConnectionPool:
         # The pure-Python table serves one thread at a time. Re-entrant, because an id's __eq__
         # may call the pool.
         self._lock = threading.RLock()
+        self.touch: Callable[[Hashable], bool] = (
+            self._table.update_activity if _is_atomic(self._table) else self.update_activity
+        )
+        """As `update_activity`, for hot paths: after `close()` it may return False instead of
+        raising."""
         # Zombies whose on_zombie is due; one that an interrupt left is told by the next cleanup.
         self._untold: collections.deque[tuple[Hashable, Any]] = collections.deque()
         self._callback_errors = 0
@@ -232,6 +238,13 @@ class BeastModeConnectionPool:
                 self._on_error(error)
             except Exception:  # noqa: BLE001 - the last resort, and it is logged
                 _log.exception("on_error raised")
+
+
+def _is_atomic(table: ConnectionTable[Hashable, Any]) -> bool:
+    """Return whether one call of `table` is atomic: compiled, and under the GIL."""
+    is_pure = isinstance(type(table).update_activity, FunctionType)
+    is_gil_enabled: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
+    return not is_pure and is_gil_enabled()
 
 
 def _checked(name: str, value: object) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
+import time
 from collections.abc import Hashable
 from typing import Any
 
@@ -364,3 +365,41 @@ class PoolMachine(RuleBasedStateMachine):
 
 PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestPool = PoolMachine.TestCase
+
+
+def test_threads_touch_while_others_come_and_go() -> None:
+    """`touch` takes no lock over the compiled table; nobody who touches may be taken for silent."""
+    pool = BeastModeConnectionPool(1000, idle_timeout_s=0.5)
+    stop = threading.Event()
+    problems: list[str] = []
+    for number in range(50):
+        pool.add_connection(f"busy-{number}")
+
+    def touch() -> None:
+        while not stop.is_set():
+            problems.extend(f"busy-{n}" for n in range(50) if not pool.touch(f"busy-{n}"))
+
+    def come_and_go(me: int) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            pool.add_connection((me, number))
+            if number >= 100:
+                pool.remove_connection((me, number - 99))
+
+    threads = [threading.Thread(target=touch)]
+    threads += [threading.Thread(target=come_and_go, args=(me,)) for me in range(2)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        pool.cleanup_zombies()
+        time.sleep(0.01)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not problems
+    assert sum(f"busy-{number}" in pool for number in range(50)) == 50
+    assert not pool.touch("nobody")
+    with pytest.raises(TypeError):
+        pool.touch([])  # type: ignore[arg-type]

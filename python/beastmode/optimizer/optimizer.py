@@ -98,7 +98,7 @@ class BeastModeOptimizer:
         # What the hot path needs, without a chain of attributes.
         self._lookup = self._parts.cache.lookup
         self._unflushed = self._parts.unflushed
-        self._touch = self._parts.connections.update_activity
+        self._touch = self._parts.connections.touch
         self._record_hit = self._tally.record_hit
         self._parts.housekeeper.add("activation", 0.25, self._activate)
         _mark_in_child(self)
@@ -368,7 +368,10 @@ class BeastModeOptimizer:
         if document is None:
             return None
         if user_id is not None:
-            self._note_user(user_id)
+            try:
+                self._touch(user_id)
+            except TypeError as error:
+                raise _bad_user(user_id) from error
         self._record_hit(perf_counter_ns() - began)
         return Response("hit", document)
 
@@ -378,13 +381,10 @@ class BeastModeOptimizer:
             raise ClosedError("BeastModeOptimizer was used before start()")
         check_deadline(deadline)
         if user_id is not None:
-            self._note_user(user_id)
-
-    def _note_user(self, user_id: str) -> None:
-        try:
-            self._touch(user_id)
-        except TypeError as error:
-            raise RequestError(f"user_id must be hashable, or None; got {user_id!r}") from error
+            try:
+                self._touch(user_id)
+            except TypeError as error:
+                raise _bad_user(user_id) from error
 
     # -- answers, counted ----------------------------------------------------------------------
 
@@ -431,6 +431,10 @@ class BeastModeOptimizer:
     def _count_error(self, error: Exception, began: int) -> None:
         refused = isinstance(error, (RequestError, WriteRejected))
         self._tally.end("refused" if refused else "failed", perf_counter_ns() - began)
+
+
+def _bad_user(user_id: object) -> RequestError:
+    return RequestError(f"user_id must be hashable, or None; got {user_id!r}")
 
 
 def _mark_in_child(optimizer: BeastModeOptimizer) -> None:
