@@ -37,7 +37,14 @@ from beastmode.errors import (
     StoreUnavailable,
     WriteRejected,
 )
-from beastmode.stores.base import Filter, Order, StoreHealth
+from beastmode.stores.base import (
+    Filter,
+    Order,
+    QueryResult,
+    StoreHealth,
+    Subscription,
+    Target,
+)
 from beastmode.stores.documents import Document, Operation
 from layer.faulty_store import FaultyStore
 
@@ -408,6 +415,102 @@ def test_writers_readers_and_switching_at_once(path: str) -> None:
             document = store.get(key)
             assert document.data is not None
             assert document.data["n"] == n
+
+
+# -- the event loop -----------------------------------------------------------------------------
+
+
+class _Sleepy(FaultyStore):
+    """Every call takes `seconds`."""
+
+    seconds = 0.2
+
+    def get(self, path: str, *, deadline: float | None = None) -> Document:
+        time.sleep(self.seconds)
+        return super().get(path)
+
+    def get_many(self, paths: Sequence[str], *, deadline: float | None = None) -> list[Document]:
+        time.sleep(self.seconds)
+        return super().get_many(paths)
+
+    def query(self, query: Query, *, deadline: float | None = None) -> QueryResult:
+        time.sleep(self.seconds)
+        return super().query(query)
+
+    def commit(
+        self, operations: Sequence[Operation], *, deadline: float | None = None
+    ) -> list[int]:
+        time.sleep(self.seconds)
+        return super().commit(operations)
+
+    def watch(self, target: Target, on_change: Any) -> Subscription:
+        time.sleep(self.seconds)
+        return super().watch(target, on_change)
+
+    def health(self) -> StoreHealth:
+        time.sleep(self.seconds)
+        return super().health()
+
+
+@pytest.mark.parametrize("mode", ["write-behind", "write-through"])
+async def test_no_store_call_delays_other_coroutines(path: str, mode: str) -> None:
+    inner = SQLiteStore(path)
+    longest = 0.0
+    where = doing = "start"
+
+    async def watch_the_loop() -> None:
+        nonlocal longest, where
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.005)
+            late = time.monotonic() - before - 0.005
+            if late > longest:
+                longest, where = late, doing
+
+    watcher = asyncio.create_task(watch_the_loop())
+    requests = [
+        Request.get("users/1"),
+        Request.set("users/1", {"n": 1}),
+        Request.get("users/1"),
+        Request.merge("users/2", {"n": 1}),
+        Request.get("users/2"),
+        Request.get_many(["users/1", "users/3"]),
+        Request.query(Query("users")),
+        Request.commit([Set("users/1", {"n": 2}), Delete("users/2")]),
+        Request.set("users/1", {"n": 3}, Precondition(exists=True)),
+        Request.heartbeat(),
+    ]
+    store = _Sleepy(inner)
+    journal = f"{path}-journal.db"
+    async with BeastModeOptimizer(store, write_mode=mode, journal_path=journal) as optimizer:
+        for active in (True, False):
+            doing = f"active: {active}"
+            await (optimizer.aenable_beast_mode() if active else optimizer.adisable_beast_mode())
+            for request in requests:
+                doing = f"{request}, active: {active}"
+                await optimizer.handle_request("ada", request)
+        doing = "closing"
+    watcher.cancel()
+    inner.close()
+    assert longest < _Sleepy.seconds / 2, where
+
+
+def test_fewer_entries_keep_those_used_last(path: str) -> None:
+    with BeastModeOptimizer(path) as optimizer:
+        for number in range(9000):
+            optimizer.cache.set(Document(f"users/{number}", {}, number + 1))
+        optimizer.configure(cache_max_entries=100)
+        assert optimizer.get_stats().cache.engine.currsize == 100
+        kept = [optimizer.cache.lookup(f"users/{number}") for number in range(9000)]
+        assert [each is not None for each in kept] == [False] * 8900 + [True] * 100
+
+
+def test_every_zombie_is_removed_however_many(path: str) -> None:
+    with BeastModeOptimizer(path, idle_timeout_s=0.01, zombie_cleanup_interval_s=0.1) as optimizer:
+        for number in range(12_000):
+            optimizer.connections.add_connection(number)
+        eventually(lambda: optimizer.connections.get_stats().active == 0)
+        assert optimizer.connections.get_stats().zombies == 12_000
 
 
 # -- background work ----------------------------------------------------------------------------

@@ -144,6 +144,13 @@ class Holdings:
             del doomed[-_SLICE:]
         return dropped
 
+    def resize(self, max_entries: int) -> None:
+        """Hold at most `max_entries` from now on; needs no lock. O(entries evicted)."""
+        # In slices, as above. What is added meanwhile is left to the last step.
+        for _ in range((len(self.engine) - max_entries) // _SLICE):
+            self.engine.evict(_SLICE)
+        self.engine.resize(max_entries)
+
     def age(self, prefix: str | None, now: float) -> None:
         """Make entries at and under `prefix` overdue from `now` on; needs no lock. O(entries)."""
         for entry in self.engine.values():

@@ -282,7 +282,7 @@ class BeastModeCache:
         self._state.gate.check()
         ttl = None if ttl_s is None else check_lifetime("ttl_s", ttl_s)
         if max_entries is not None:
-            self._engine.resize(setting(check_count, "max_entries", max_entries))
+            self._state.held.resize(setting(check_count, "max_entries", max_entries))
         if ttl is not None:
             self._state.set_ttl(ttl)
 

@@ -29,6 +29,7 @@ __all__ = ["Parts", "PartsReport", "check_store", "committed_document"]
 
 _CLEANUP_S = 1.0
 _CLEANUP_ENTRIES = 10_000
+_CLEANUP_ZOMBIES = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +138,14 @@ class Parts:
         return {
             "sync": (config.sync_interval_ms / 1000, self.sync.tick),
             "health": (config.healing_interval_s, self.probe),
-            "zombies": (config.zombie_cleanup_interval_s, self.connections.cleanup_zombies),
+            "zombies": (config.zombie_cleanup_interval_s, self._cleanup_zombies),
             "expiry": (_CLEANUP_S, lambda: self.cache.cleanup(_CLEANUP_ENTRIES)),
         }
+
+    def _cleanup_zombies(self) -> None:
+        # In slices, because nothing else can run meanwhile, should all connections die at once.
+        while self.connections.cleanup_zombies(_CLEANUP_ZOMBIES) == _CLEANUP_ZOMBIES:
+            pass
 
     def start(self) -> None:
         """Replay the journal, begin to follow changes and to keep house."""
