@@ -120,7 +120,8 @@ def check_content(data: Mapping[str, Any]) -> Content:
     if count > MAX_COUNT:
         raise ValueError(f"count must be at most {MAX_COUNT}, got {count}")
     buckets = _check_buckets(data["buckets"])
-    if sum(n for _, n in buckets) != count:
+    # Lists, not generators: CPython 3.12.1 and 3.13.0 crash where there is no memory to make one.
+    if sum([n for _, n in buckets]) != count:
         raise ValueError(f"count must be the sum of the buckets, got {count}")
     if not buckets:
         if (data["min"], data["max"], total) != (None, None, 0):
@@ -130,18 +131,22 @@ def check_content(data: Mapping[str, Any]) -> Content:
     for name, ns, index in (("min", least, buckets[0][0]), ("max", most, buckets[-1][0])):
         if not lower_bound(index) <= ns <= upper_bound(index):
             raise ValueError(f"{name} must lie in the outermost bucket, got {ns}")
-    low = sum(lower_bound(index) * n for index, n in buckets)
-    high = sum(upper_bound(index) * n for index, n in buckets)
+    low = sum([lower_bound(index) * n for index, n in buckets])
+    high = sum([upper_bound(index) * n for index, n in buckets])
     if not (low <= total <= high and least <= most):
         raise ValueError(f"sum must agree with the buckets ({low} to {high}), got {total}")
     return Content(count, total, least, most, buckets)
 
 
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _int(data: Mapping[str, Any], name: str) -> int:
     value = data[name]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if not _is_int(value) or value < 0:
         raise ValueError(f"{name} must be zero or a positive int, got {value!r}")
-    return value
+    return int(value)
 
 
 def _check_buckets(pairs: object) -> list[tuple[int, int]]:
@@ -152,7 +157,7 @@ def _check_buckets(pairs: object) -> list[tuple[int, int]]:
         if (
             not isinstance(pair, (list, tuple))
             or len(pair) != 2
-            or not all(isinstance(n, int) and not isinstance(n, bool) for n in pair)
+            or not (_is_int(pair[0]) and _is_int(pair[1]))
             or not 0 <= pair[0] <= MAX_NS
             or pair[1] < 1
             or lower_bound(bucket_of(pair[0])) != pair[0]

@@ -214,7 +214,7 @@ def test_wheel_of_another_python(
     run(other_python, "-m", "venv", tmp_path / "builder", cwd=tmp_path)
     builder = tmp_path / "builder" / "bin" / "python"
     install = (builder, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    for job in ("engine", "pytest"):
+    for job in ("demo", "pytest"):
         pins = root / "requirements" / f"{job}.txt"
         run(*install, "--require-hashes", "-r", pins, cwd=tmp_path)
     wheel = (builder, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index")
