@@ -101,6 +101,7 @@ class BeastModeOptimizer:
         self._touch = self._parts.connections.touch
         self._record_hit = self._tally.record_hit
         self._parts.housekeeper.add("activation", 0.25, self._activate)
+        self._parts.housekeeper.add("commits", 5.0, self._ways.forget_closed_loops)
         _mark_in_child(self)
 
     # -- life ----------------------------------------------------------------------------------

@@ -166,6 +166,15 @@ class Ways:
             await self._batcher.aflush(deadline)
         await self._batcher.await_noted(deadline)
 
+    def forget_closed_loops(self) -> None:
+        """Let go of commits whose event loop was closed under them: they will never end.
+
+        Destroying such a task tells the cache that its write is over.
+        """
+        for task in list(self._commits):
+            if task.get_loop().is_closed():
+                self._commits.discard(task)
+
     def _ended(self, task: asyncio.Task[list[int] | None]) -> None:
         self._commits.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
