@@ -7,6 +7,9 @@ many connections was last active, and `LatencyHistogram` records latencies in fi
 Each exists twice: compiled, and in pure Python with the same behaviour (`beastcore._pure`). The
 compiled one is used unless the environment variable BEASTCORE_PURE=1 is set at import; there is
 no silent fall-back. `compiled` tells which one is in use.
+
+The compiled engine relies on the interpreter's lock and does not declare otherwise: a
+free-threaded CPython turns the lock on again when it is imported (do not set PYTHON_GIL=0).
 """
 
 from __future__ import annotations

@@ -116,7 +116,10 @@ def check_time(value: object) -> float:
         or not isinstance(value, (SupportsFloat, SupportsIndex))
     ):
         raise TypeError(f"timer() must return seconds as a float, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond the range of floats
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"timer() must return seconds as a float, got {value!r}")
     return number

@@ -355,6 +355,11 @@ class TestTypesThatLie:
         with pytest.raises(TypeError, match="__index__ returned non-int"):
             engine.Cache(Odd())
 
+    @pytest.mark.parametrize("name", ["Cache", "BatchBuffer", "ConnectionTable"])
+    def test_a_timer_that_tells_the_number_of_atoms(self, engine: Twin, name: str) -> None:
+        with pytest.raises(ValueError, match=r"timer\(\) must return seconds as a float, got 1000"):
+            getattr(engine, name)(10, timer=lambda: 10**400)
+
     def test_an_argument_that_adds_connections(self, engine: Twin) -> None:
         t = engine.ConnectionTable(10)
 

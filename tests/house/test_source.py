@@ -52,6 +52,14 @@ def test_cython_has_no_banned_construct(root: Path, project_files: list[Path]) -
     assert not faults, "\n".join(faults)
 
 
+def test_no_module_claims_to_need_no_lock(root: Path, project_files: list[Path]) -> None:
+    """The promise of a free-threaded module; the engine relies on the interpreter's lock."""
+    sources = [path for path in project_files if path.suffix in {".pyx", ".pxd"}]
+    word = "freethreading" + "_compatible"
+    sources.append(Path("setup.py"))
+    assert not [path for path in sources if word in (root / path).read_text("utf-8")]
+
+
 @pytest.mark.parametrize(
     "text",
     [
