@@ -8,6 +8,9 @@ engine, so most of it runs in processes of its own.
 from __future__ import annotations
 
 import gc
+import sys
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -178,6 +181,32 @@ class TestACollectionInTheMiddle:
             """,
             timeout=20.0,
         )
+
+
+@pytest.mark.compiled_only
+def test_pinged_by_another_thread_while_a_sweep_scans(engine: Twin) -> None:
+    """A sweep of so many slots gives up the lock: pings may be later than the sweep's time."""
+    slots = 70_000
+    t = engine.ConnectionTable(slots, 0.01, grace=600.0, late_after=600.0)
+    handles = [t.add(i) for i in range(slots)]
+    end = time.monotonic() + 1.5
+
+    def ping() -> None:
+        while time.monotonic() < end:
+            t.mark_pinged(handles)
+            t.touch_many(handles[::7])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        other = threading.Thread(target=ping)
+        other.start()
+        while time.monotonic() < end:
+            t.sweep(5000)
+        other.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert (len(t), t.stats().expired) == (slots, 0)
 
 
 class TestAnObjectInTheMaking:
