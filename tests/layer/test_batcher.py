@@ -254,12 +254,15 @@ def test_an_operation_stays_visible_until_committed_and_told(
     gate.open.set()
     assert telling.arrived.wait(10)  # committed, and the cache does not know yet
     assert store.get("k/1").data == {"n": 1}
-    assert batcher.pending("k/1")[0] == Set("k/1", {"n": 1})
+    assert batcher.pending("k/1") == [Merge("k/1", {"m": 2})]
     assert batcher.overlay(store.get("k/1")).data == {"n": 1, "m": 2}
+    assert batcher.overlay(old).data == {"n": 1, "m": 2}  # such as the cache may hold
+    store.inner.commit([Set("k/1", {"n": 5})])  # newer: what was committed must not hide it
+    assert batcher.overlay(store.get("k/1")).data == {"n": 5, "m": 2}
     telling.open.set()
     flusher.join(10)
     batcher.flush()
-    assert store.get("k/1").data == {"n": 1, "m": 2}
+    assert store.get("k/1").data == {"n": 5, "m": 2}
 
 
 def test_a_reader_who_asked_the_store_before_the_commit_sees_the_write(

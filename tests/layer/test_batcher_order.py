@@ -268,5 +268,6 @@ def test_memory_of_committed_operations_is_bounded(monkeypatch: pytest.MonkeyPat
     )
     for n in range(100):
         pending.remember(Merge(f"k/{n % 3}", {"n": n}), n + 1)
+    pending.expire_recent()  # as after each commit
     assert sum(map(len, pending._recent.values())) == 10
     assert len(pending._recent_order) == 10

@@ -334,8 +334,8 @@ def test_no_reader_sees_a_state_from_inside_a_commit(
         cache = optimizer.cache
         finish = cache.write_finished
 
-        def spy(document_path: str, document: Document | None) -> None:
-            finish(document_path, document)
+        def spy(document_path: str, document: Document | None, *, version: int | None) -> None:
+            finish(document_path, document, version=version)
             seen.append(cache.lookup("users/1"))
 
         monkeypatch.setattr(cache, "write_finished", spy)
@@ -344,6 +344,55 @@ def test_no_reader_sees_a_state_from_inside_a_commit(
         operations = [Set("users/1", {"n": 2}), Delete("users/1"), Set("users/1", {"n": 3})]
         optimizer.handle_request_sync(None, Request.commit(operations))
         assert [document.data for document in seen if document is not None] == [{"n": 3}]
+
+
+def test_a_buffered_write_is_not_shown_over_a_newer_commit(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batcher has committed a write and told the cache, and is held up right after that."""
+    with BeastModeOptimizer(path, batch_max_delay_ms=3_600_000) as optimizer:
+        told, go_on = threading.Event(), threading.Event()
+        callbacks = optimizer._parts.batcher._callbacks
+        committed = callbacks.committed
+
+        def slowly(parts: Any) -> None:
+            committed(parts)
+            told.set()
+            go_on.wait(10)
+
+        monkeypatch.setattr(callbacks, "committed", slowly)
+        optimizer.handle_request_sync(None, Request.merge("users/1", {"n": 1}))
+        flusher = threading.Thread(target=optimizer.flush)
+        flusher.start()
+        assert told.wait(10)
+        optimizer.handle_request_sync(None, Request.commit([Set("users/1", {"n": 2})]))
+        for request in (Request.get("users/1"), Request.get_many(["users/1"])):
+            answer = optimizer.handle_request_sync(None, request)
+            document = answer.document or (answer.documents or [])[0]
+            assert document.data == {"n": 2}
+        go_on.set()
+        flusher.join()
+
+
+def test_commits_that_finish_in_another_order_leave_the_newest(path: str) -> None:
+    with SQLiteStore(path) as store:
+        cache = BeastModeCache(store)
+        for newer in (Set("users/1", {"n": 2}), Merge("users/1", {"m": 2})):
+            cache.clear()
+            cache.write_started("users/1")
+            cache.write_started("users/1")
+            (first,) = store.commit([Set("users/1", {"n": 1, "turn": first_of(newer)})])
+            (second,) = store.commit([newer])
+            held = Document("users/1", newer.data, second) if isinstance(newer, Set) else None
+            cache.write_finished("users/1", held, version=second)
+            cache.write_finished("users/1", Document("users/1", {"n": 1}, first))
+            assert cache.get("users/1").document == store.get("users/1")
+        cache.close()
+
+
+def first_of(operation: Operation) -> str:
+    """Something that makes the write before `operation` a change."""
+    return type(operation).__name__
 
 
 def test_writers_readers_and_switching_at_once(path: str) -> None:

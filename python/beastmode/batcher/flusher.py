@@ -58,6 +58,7 @@ class Flusher:
         self.retries = self.failed = self.surprises = 0
         self.last_error: Exception | None = None
         self._not_before = 0.0
+        self._announcing: int | None = None
         self._flushed_last = False
         self._thread: threading.Thread | None = None
 
@@ -89,7 +90,13 @@ class Flusher:
         return self.flush_goal
 
     def is_done(self, goal: int | None) -> bool:
-        """Return whether all operations up to `goal` are settled; None: whether all is quiet."""
+        """Return whether all operations up to `goal` are settled; None: whether all is quiet.
+
+        Settled is more than out of `pending`: the callbacks have been told as well.
+        """
+        announcing = self._announcing
+        if announcing is not None and (goal is None or announcing <= goal):
+            return False
         oldest = self._pending.oldest()
         if goal is None:
             quiet = not self._pending.reserved and not self.direct and not self.committing
@@ -131,6 +138,7 @@ class Flusher:
     def _recollect(self, error: BaseException) -> None:
         """Take up what an interrupted action left: nothing accepted is lost, nobody waits on."""
         self._pending.put_back()
+        self._announcing = None
         for call in self.committing:
             _resolve(call, error)
         self.committing.clear()
@@ -198,11 +206,17 @@ class Flusher:
         ]
         # The journal first: who finds nothing pending any more relies on it to have been told.
         self._tell_journal([part for part, _ in parts], None)
-        self._callbacks.committed([(part.operation, version) for part, version in parts])
+        # Then the overlay: who finds nothing unflushed must not be shown these any more, for a
+        # newer write may have gone past the buffer.
         with self._changed:
             self._succeed(len(parts), len(entries))
+            self._announcing = parts[0][0].number
             for entry, version in zip(entries, versions, strict=True):
                 self._pending.settle(entry, version)
+        self._callbacks.committed([(part.operation, version) for part, version in parts])
+        with self._changed:
+            self._announcing = None
+            self._pending.expire_recent()
             for part, version in parts:
                 _answer(part, version, None)
             self.wake_idle_waiters()
@@ -212,10 +226,13 @@ class Flusher:
             "the store rejected an operation on %r for good: %s", entry.operation.path, error
         )
         self._tell_journal(entry.parts, f"{type(error).__name__}: {error}")
-        self._callbacks.failed([part.operation for part in entry.parts], error)
         with self._changed:
             self.failed += len(entry.parts)
+            self._announcing = entry.parts[0].number
             self._pending.settle(entry, None)
+        self._callbacks.failed([part.operation for part in entry.parts], error)
+        with self._changed:
+            self._announcing = None
             for part in entry.parts:
                 _answer(part, 0, error)
             self.wake_idle_waiters()
@@ -320,11 +337,12 @@ class Flusher:
     def _calls_committed(self, calls: Sequence[WriteCall], versions: list[int]) -> None:
         operations = [operation for call in calls for operation in call.operations]
         outcomes = list(zip(operations, versions, strict=True))
-        self._callbacks.committed(outcomes)
         with self._changed:
             self._succeed(len(operations), len(operations))
             for operation, version in outcomes:
                 self._pending.remember(operation, version)
+        self._callbacks.committed(outcomes)
+        with self._changed:
             first = 0
             for call in calls:
                 call.versions = versions[first : first + len(call.operations)]

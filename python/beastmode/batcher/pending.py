@@ -299,7 +299,11 @@ class PendingWrites:
     # Reading.
 
     def remember(self, operation: Operation, version: int) -> None:
-        """Keep a committed operation for readers of older documents, for `read_grace_s`."""
+        """Keep a committed operation for readers of older documents, for `read_grace_s`.
+
+        Until the cache has been told they are all needed, however many: `expire_recent` bounds
+        them, and is called after that.
+        """
         path = operation.path
         line = self._recent.setdefault(path, deque())
         if isinstance(operation, (Set, Delete)):
@@ -307,7 +311,6 @@ class PendingWrites:
         record = _Recent(operation, version, self.timer() + self.read_grace_s)
         line.append(record)
         self._recent_order.append((path, record))
-        self.expire_recent()
 
     def expire_recent(self) -> float | None:
         """Drop what no reader needs any more; return when the next one is due, or None."""

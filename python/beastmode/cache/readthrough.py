@@ -296,7 +296,9 @@ class BeastModeCache:
         """
         self._state.write_started(check_path(path))
 
-    def write_finished(self, path: str, document: Document | None) -> None:
+    def write_finished(
+        self, path: str, document: Document | None, *, version: int | None = None
+    ) -> None:
         """Say that a write of `path` has ended: `document` is what the store holds now, or None.
 
         Pass a document only if its content is known to be the store's (after a `Set`, or an
@@ -304,6 +306,10 @@ class BeastModeCache:
         when a change was heard meanwhile that is newer, the entry is dropped. While further
         writes are pending a document only replaces what is held. CacheError without
         `write_started`.
+
+        Without a document, `version` is that of the written one, if it is known: a write at the
+        same time that the store had earlier and that finishes later is then not taken for the
+        newest state.
         """
         check_path(path)
         if document is not None:
@@ -312,7 +318,9 @@ class BeastModeCache:
                 raise RequestError(f"the document of {path!r} cannot be {document.path!r}")
         policy = self._book.policy_for(path)
         key = None if policy.per_user else path
-        self._state.write_finished(key, path, policy, document, self._timer())
+        if document is not None:
+            version = document.version
+        self._state.write_finished(key, path, policy, document, self._timer(), version=version)
 
     def apply_change(self, change: Change) -> None:
         """Take in a change that the store reported: an older entry is replaced in place.

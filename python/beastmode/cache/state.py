@@ -12,8 +12,8 @@ The rules, per path
     3. The version held under a key never goes back; a reader whose load brought less than what
        is held gets what is held.
     4. While a write is pending nothing that was read from the store is installed. A change heard
-       meanwhile is remembered by version; if the write's own document is not newer, the entry is
-       dropped when the write finishes, so that the change is loaded.
+       meanwhile, or another write that finished, is remembered by version; if the write's own
+       document is older, the entry is dropped when the write finishes, so that it is loaded.
 """
 
 from __future__ import annotations
@@ -115,10 +115,18 @@ class CacheState:
             self.table.kill_path(path)
 
     def write_finished(
-        self, key: Key | None, path: str, policy: Policy, document: Document | None, now: float
+        self,
+        key: Key | None,
+        path: str,
+        policy: Policy,
+        document: Document | None,
+        now: float,
+        *,
+        version: int | None,
     ) -> None:
         """Count a write as done; `document` is the path's verified state after it, if known.
 
+        `version` is the path's version after it, where that is known.
         `key` is None where the path is kept per user: then nobody's entry is known to be right.
         """
         with self.gate:
@@ -144,6 +152,9 @@ class CacheState:
                 and self.held.newer(key, document.version) is None
             ):
                 self.held.install(key, path, policy, document, now)
+            if version is not None and (foreign is None or foreign < version):
+                # Writes at the same time may finish in another order than the store had them.
+                pending.foreign = version
 
     def apply_change(self, path: str, document: Document, now: float) -> None:
         """Take notice of a change: replace an older entry, never install a new key."""

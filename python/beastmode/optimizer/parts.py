@@ -218,7 +218,8 @@ class Parts:
         self.cache.write_started(path)
 
     def _on_committed(self, operation: Operation, version: int) -> None:
-        self.cache.write_finished(operation.path, committed_document(operation, version))
+        document = committed_document(operation, version)
+        self.cache.write_finished(operation.path, document, version=version)
         self._finished(operation.path)
 
     def _on_failed(self, operation: Operation, error: BaseException) -> None:

@@ -219,10 +219,11 @@ class _Direct:
         # Of several operations on one document only the state after the last was ever there.
         last = {operation.path: number for number, operation in enumerate(self._operations)}
         for number, operation in enumerate(self._operations):
+            version = None if self.versions is None else self.versions[number]
             document = None
-            if self.versions is not None and last[operation.path] == number:
-                document = committed_document(operation, self.versions[number])
+            if version is not None and last[operation.path] == number:
+                document = committed_document(operation, version)
             try:
-                self._parts.cache.write_finished(operation.path, document)
+                self._parts.cache.write_finished(operation.path, document, version=version)
             except ClosedError:
                 return  # closed meanwhile: the store's answer is the caller's all the same
