@@ -32,7 +32,9 @@ from beastmode.cache import loader
 from beastmode.cache.readthrough import BeastModeCache
 from beastmode.errors import (
     ConfigError,
+    DocumentMissing,
     JournalError,
+    PreconditionFailed,
     RequestError,
     StoreTimeout,
     StoreUnavailable,
@@ -643,6 +645,22 @@ async def test_cancelled_requests_leave_nothing_behind(path: str) -> None:
                 key = f"users/{number}"
                 read = await optimizer.handle_request("ada", Request.get(key))
                 assert read.document == store.get(key)
+
+
+def test_an_acknowledged_write_that_the_store_refuses_is_told(path: str) -> None:
+    told: list[BaseException] = []
+    with BeastModeOptimizer(path, on_error=told.append) as optimizer:
+        answer = optimizer.handle_request_sync(None, Request.update("users/none", {"n": 1}))
+        assert answer.source == "journal"
+        optimizer.flush()
+        eventually(lambda: bool(told))
+        assert [type(error) for error in told] == [DocumentMissing]
+        with pytest.raises(PreconditionFailed):  # its caller hears of it
+            optimizer.handle_request_sync(
+                None, Request.set("users/1", {}, Precondition(exists=True))
+            )
+        assert len(told) == 1
+        assert optimizer.get_stats().batcher.failed == 2
 
 
 # -- background work ----------------------------------------------------------------------------

@@ -233,9 +233,12 @@ class Flusher:
         self._callbacks.failed([part.operation for part in entry.parts], error)
         with self._changed:
             self._announcing = None
+            is_heard = any(part.call is not None and part.call.waiter for part in entry.parts)
             for part in entry.parts:
                 _answer(part, 0, error)
             self.wake_idle_waiters()
+        if not is_heard:  # it was acknowledged before
+            self._callbacks.error(error)
 
     def _tell_journal(self, parts: Sequence[Part], reason: str | None) -> None:
         seqs = [part.seq for part in parts if part.seq is not None]
