@@ -1,4 +1,7 @@
-"""`Cache` of both twins and a model of lists and dicts, driven in lockstep and compared each step.
+"""`Cache` of both twins, driven in lockstep and compared after each step.
+
+With "lru" a model of lists and dicts is a third. "adaptive" has no model: there the twins, given
+the same salt, must agree on every entry that leaves.
 
 `python tests/cache_lockstep.py STEPS [SEED]` plays that many random steps and prints how many it
 played; the first difference ends it with the steps that led there. The tests of hypothesis
@@ -13,6 +16,7 @@ import random
 import sys
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 from beastcore import RemovalCause
 from support import FakeClock, Twin
@@ -27,7 +31,7 @@ OWN: Any = ...
 
 
 class Model:
-    """What `Cache` promises, as plainly as possible: every operation scans."""
+    """What `Cache` promises with "lru", as plainly as possible: every operation scans."""
 
     def __init__(
         self,
@@ -325,12 +329,22 @@ OPERATORS: dict[str, Callable[..., Any]] = {
 }
 
 
-def random_step(rng: random.Random) -> tuple[Any, ...]:
-    """Return one operation: its name and arguments."""
-    key = rng.choice(KEYS)
+def random_step(rng: random.Random, more: int = 0, top: int = 20) -> tuple[Any, ...]:
+    """Return one operation: its name and arguments.
+
+    Keys are KEYS and, if `more`, so many ints, the lower ones often; sizes are about `top`.
+    """
+
+    def pick() -> Any:
+        return int(more * rng.random() ** 3) if more and rng.random() < 0.9 else rng.choice(KEYS)
+
+    key = pick()
     value = rng.randrange(12)
     ttl = rng.choice(BAD_TTLS) if rng.random() < 0.02 else rng.choice(TTLS)
-    some = [rng.choice(KEYS) for _ in range(rng.randrange(6))]
+    some = [pick() for _ in range(rng.randrange(6))]
+    sizes = [top, top, top // 2, 2 * top, 1 + top // 10] if more else [1, 2, 3, 5, 8, 20]
+    # A large cache has to fill up for its policy to have anything to decide.
+    rare = 1 if more == 0 or rng.random() < 10 / top else 0
     pairs = [(k, rng.randrange(12)) for k in some]
     steps: list[tuple[int, tuple[Any, ...]]] = [
         (14, ("get", key)),
@@ -355,8 +369,8 @@ def random_step(rng: random.Random) -> tuple[Any, ...]:
         (1, ("expire",)),
         (2, ("expire", rng.randrange(4))),
         (1, ("evict", rng.randrange(3))),
-        (1, ("resize", rng.choice([1, 2, 3, 5, 8, 20]))),
-        (1 if rng.random() < 0.2 else 0, ("clear",)),
+        (rare, ("resize", rng.choice(sizes))),
+        (rare if rng.random() < 0.2 else 0, ("clear",)),
         (1, ("keys",)),
         (1, ("values",)),
         (1, ("iter",)),
@@ -369,27 +383,46 @@ def random_step(rng: random.Random) -> tuple[Any, ...]:
     return rng.choices([s for _, s in steps], [w for w, _ in steps])[0]
 
 
+Configuration = tuple[str, int, float | None, int | None]
+
+
 class Lockstep:
-    """The two twins and the model, made alike and compared after each step."""
+    """The twins, and for "lru" the model, made alike and compared after each step.
+
+    What a cache holds is compared whole after each step; above LARGE entries it is every
+    LARGE-th one.
+    """
+
+    LARGE = 1000
 
     def __init__(
-        self, maxsize: int, ttl: float | None, max_weight: int | None, *, twins: tuple[bool, ...]
+        self,
+        policy: str,
+        maxsize: int,
+        ttl: float | None,
+        max_weight: int | None,
+        *,
+        twins: tuple[bool, ...],
+        salt: int = 0x9D2C_5680_1234_ABCD,
     ) -> None:
         self.clock = FakeClock(5.5)
-        self.history: list[Any] = [("Cache", maxsize, ttl, max_weight)]
+        self.large = maxsize > self.LARGE
+        self.history: list[Any] = [("Cache", policy, maxsize, ttl, max_weight, salt)]
         self.told: list[list[Any]] = []
         kwargs: dict[str, Any] = {"timer": self.clock, "max_weight": max_weight}
         kwargs["weigher"] = None if max_weight is None else (lambda key, value: value)
-        makers = [Twin(compiled=c, tracked=False).Cache for c in twins]
         self.subjects: list[Any] = []
-        for make in (Model, *makers):
-            log: list[Any] = []
-            self.told.append(log)
-            hook = self._logger(log)
-            self.subjects.append(make(maxsize, ttl, on_removal=hook, **kwargs))
+        if policy == "lru":
+            self.subjects.append(Model(maxsize, ttl, on_removal=self._logger(), **kwargs))
+        for compiled in twins:
+            twin = Twin(compiled=compiled, tracked=False)
+            with salted(twin, salt):
+                cache = twin.Cache(maxsize, ttl, policy=policy, on_removal=self._logger(), **kwargs)
+            self.subjects.append(cache)
 
-    @staticmethod
-    def _logger(log: list[Any]) -> Callable[[Any, Any, RemovalCause], None]:
+    def _logger(self) -> Callable[[Any, Any, RemovalCause], None]:
+        log: list[Any] = []
+        self.told.append(log)
         return lambda key, value, cause: log.append((repr(key), value, cause))
 
     def step(self, name: str, *args: Any) -> None:
@@ -403,16 +436,18 @@ class Lockstep:
             answers = [self._do(subject, name, args) for subject in self.subjects]
             self._same(answers, "answer")
             self._same([[*log] for log in self.told], "calls of on_removal")
-        self._same([repr(s.items()) for s in self.subjects], "items")
-        model = self.subjects[0].counters()
-        for subject in self.subjects[1:]:
-            stats = subject.stats()
-            self._same([model, tuple(stats[:-1])], "stats")
+        if not self.large or len(self.history) % self.LARGE == 0:
+            self._same([repr(s.items()) for s in self.subjects], "items")
+        counters = [
+            s.counters() if isinstance(s, Model) else tuple(s.stats()[:-1]) for s in self.subjects
+        ]
+        self._same(counters, "stats")
 
     def check(self) -> None:
         """Verify the invariants of the twins."""
-        for subject in self.subjects[1:]:
-            subject._check()
+        for subject in self.subjects:
+            if not isinstance(subject, Model):
+                subject._check()
 
     @staticmethod
     def _do(subject: Any, name: str, args: tuple[Any, ...]) -> Any:
@@ -429,18 +464,45 @@ class Lockstep:
         if any(one != seen[0] for one in seen[1:]):
             steps = "\n".join(map(repr, self.history[-60:]))
             lines = "\n".join(map(repr, seen))
-            raise AssertionError(f"{what} differ (model first):\n{lines}\nafter\n{steps}")
+            raise AssertionError(
+                f"{what} differ (model or compiled first):\n{lines}\nafter\n{steps}"
+            )
 
 
-CONFIGURATIONS: list[tuple[int, float | None, int | None]] = [
-    (1, None, None),
-    (2, 1.0, None),
-    (5, None, None),
-    (5, 0.25, 20),
-    (8, 3.0, None),
-    (20, None, 30),
-    (20, 60.0, None),
+CONFIGURATIONS: list[Configuration] = [
+    ("lru", 1, None, None),
+    ("lru", 2, 1.0, None),
+    ("lru", 5, None, None),
+    ("lru", 5, 0.25, 20),
+    ("lru", 8, 3.0, None),
+    ("lru", 20, None, 30),
+    ("lru", 20, 60.0, None),
+    ("adaptive", 1, None, None),
+    ("adaptive", 2, 1.0, None),
+    ("adaptive", 3, None, None),
+    ("adaptive", 8, 0.25, 20),
+    ("adaptive", 20, 3.0, None),
+    ("adaptive", 20, None, 60),
 ]
+FILLING: list[Configuration] = [
+    ("adaptive", 20, None, None),
+    ("adaptive", 40, 60.0, None),
+    ("adaptive", 40, None, 100),
+    ("adaptive", 40, None, 100_000),
+    ("adaptive", 64, None, None),
+    ("adaptive", 200, 300.0, None),
+    ("adaptive", 200, None, 90),
+    ("adaptive", 900, None, None),
+    ("adaptive", 5000, None, 2000),
+]
+"""Played with many keys, so that the policy has something to decide."""
+HUGE: Configuration = ("adaptive", 12_000, None, None)
+"""Large enough to put off its sketch until it is half full."""
+
+
+def salted(twin: Twin, salt: int) -> Any:
+    """Return a context in which caches of `twin` are made with `salt`."""
+    return mock.patch.object(twin.module("cache"), "urandom", lambda n: salt.to_bytes(n, "little"))
 
 
 def play(steps: int, seed: int, twins: tuple[bool, ...]) -> int:
@@ -448,16 +510,50 @@ def play(steps: int, seed: int, twins: tuple[bool, ...]) -> int:
     rng = random.Random(seed)
     played = 0
     while played < steps:
-        lockstep = Lockstep(*rng.choice(CONFIGURATIONS), twins=twins)
-        for number in range(500):
-            lockstep.step(*random_step(rng))
-            if number % 25 == 0:
-                lockstep.check()
-        lockstep.check()
-        played += 500
+        configuration = rng.choice(CONFIGURATIONS)
+        played += run(rng, Lockstep(*configuration, twins=twins, salt=rng.getrandbits(64)), 500)
     return played
+
+
+def play_filling(
+    steps: int, seed: int, twins: tuple[bool, ...], configurations: list[Configuration]
+) -> int:
+    """Play runs over each configuration with about three times as many keys as fit."""
+    rng = random.Random(seed)
+    played = 0
+    while played < steps:
+        for configuration in configurations:
+            _, maxsize, _, max_weight = configuration
+            fits = min(maxsize, max_weight or maxsize)
+            lockstep = Lockstep(*configuration, twins=twins, salt=rng.getrandbits(64))
+            n = steps // len(configurations) + 1
+            played += run(rng, lockstep, n, more=3 * fits, top=maxsize)
+    return played
+
+
+def run(rng: random.Random, lockstep: Lockstep, steps: int, **what: int) -> int:
+    """Play so many steps, checking the invariants on the way.
+
+    With many keys most steps are requests: a lookup, then a write if it missed.
+    """
+    every = 2000 if lockstep.large else 25
+    more = what.get("more", 0)
+    for number in range(steps):
+        if more and rng.random() < 0.9:
+            key = int(more * rng.random() ** 3)
+            lockstep.step("get", key)
+            if key not in lockstep.subjects[0]:
+                lockstep.step("setitem", key, rng.randrange(12))
+        else:
+            lockstep.step(*random_step(rng, **what))
+        if number % every == 0:
+            lockstep.check()
+    lockstep.check()
+    return steps
 
 
 if __name__ == "__main__":
     wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
-    print(play(wanted, int(sys.argv[2]) if len(sys.argv) > 2 else 0, (True, False)))
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    print(play(wanted, seed, (True, False)))
+    print(play_filling(wanted, seed, (True, False), [*FILLING, HUGE]))

@@ -3,19 +3,17 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from beastcore._policy cimport Adaptive, Link, Policy, Sketch
+
 
 cdef struct Slot:
     PyObject* key       # owned; NULL in a free slot
     PyObject* value     # owned
-    uint32_t hash       # mixed hash: its high bits are the home position, its low bits the tag
+    uint32_t hash       # mixed hash: its high bits are the home position, its low bits the tag;
+                        # from here on the record is a `Meta` of the policy
     uint32_t expiry     # tick from which on the entry is expired; meaningful with HAS_TTL
-    uint32_t flags      # HAS_TTL, HAS_GC
+    uint32_t flags      # HAS_TTL, HAS_GC, and the policy's
     uint32_t weight     # 1 without a weigher
-
-
-cdef struct Link:
-    uint32_t prev       # towards the most recently used entry
-    uint32_t next       # towards the least recently used entry; chains free slots
 
 
 cdef struct Gone:
@@ -29,6 +27,7 @@ cdef struct Batch:          # what the writes of one call share
     Py_ssize_t n, room
     bint timed          # now_s has been read, as seconds since `origin`
     double now_s, origin
+    bint fixed          # `gone` is not from the heap
 
 
 cdef class Cache:
@@ -39,6 +38,11 @@ cdef class Cache:
     cdef uint32_t index_mask, index_shift, slot_bits, slot_mask
     cdef uint64_t salt
     cdef Link* links
+    cdef Policy policy_state
+    cdef Adaptive* adaptive     # NULL for "lru", and until there is something to decide
+    cdef size_t adaptive_room
+    cdef bint is_adaptive
+    cdef Sketch cold            # stands in for the adaptive sketch until there is one
     cdef uint64_t hits, misses
     cdef object timer_
     cdef int64_t base_ns
@@ -79,8 +83,15 @@ cdef class Cache:
                  uint32_t weight, Batch* batch) except -1
     cdef int rebuild(self, uint32_t capacity) except -1
     cdef void promote(self, uint32_t s) noexcept
-    cdef void link_first(self, uint32_t s) noexcept
-    cdef void unlink(self, uint32_t s) noexcept
+    cdef bint is_over(self) noexcept
+    cdef uint32_t next_out(self, uint32_t tick) noexcept
+    cdef int adapt(self, uint64_t entries) except -1
+    cdef uint32_t walk(self, uint32_t s) noexcept
+    cdef Py_ssize_t leaving(self, uint32_t s, uint32_t weight) noexcept
+    cdef bint must_adapt(self, uint32_t weight) noexcept
+    cdef uint64_t entries_expected(self) noexcept
+    cdef uint64_t weight_when_full(self) noexcept
+    cdef void hand_out(self, Batch* batch, Batch* out) noexcept
     cdef void index_insert(self, uint32_t s) noexcept
     cdef void index_remove(self, uint32_t s) noexcept
     cdef void take(self, uint32_t s, int cause, Gone* gone) noexcept

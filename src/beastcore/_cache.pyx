@@ -2,21 +2,25 @@
 """Cache: a bounded mapping with times to live, on an arena of slots.
 
 Data structure
-    `slots`   an array of 32-byte slots, number 0 unused: key, value, mixed hash, expiry, flags,
-              weight. Slots 1..high have been used; free ones are chained through `links.next`.
+    `slots`   an array of 32-byte slots: key, value, mixed hash, expiry, flags, weight. Slots
+              FIRST_SLOT..high have been used; free ones are chained through `links.next`. There
+              is one slot more than entries may be held, for the newcomer of a full cache.
     `index`   open addressing with linear probing over 32-bit words, 0 = empty. The low
               `slot_bits` bits of a word are a slot number, the others a tag of the mixed hash, so
               that a probe looks into a slot only when its tag fits. Deletion shifts back; there
               are no tombstones. Load <= 0.625.
-    `links`   the recency list, circular through slot 0: `links[0].next` is the most recently
-              used slot, `links[0].prev` the least recently used one.
+    `links`   three circular queues through the sentinels 0 to 2 (WINDOW, PROBATION, PROTECTED):
+              a sentinel's `next` is the newest slot, its `prev` the oldest. Which entry leaves is
+              decided in _policy.pxd; "lru" uses the first queue alone, in order of use.
     Caches of up to SMALL entries grow their arrays by doubling; larger ones take all memory at
     once (the system supplies untouched pages lazily), so that no single `set` pays for a rehash.
     Layout after CacheLib (index, order and expiry are separate structures) and CPython's dict.
 
 Invariants (`_check()` verifies them by number)
-    1  size == slots in use == entries on the list <= maxsize; free + used == high <= capacity.
-    2  The list is circular and doubly linked over exactly the used slots.
+    1  size == slots in use == entries on the queues <= maxsize; free and used slots together are
+       all up to high, and no more than capacity.
+    2  The queues are circular and doubly linked over exactly the used slots, each of which knows
+       its queue; the policy knows each queue's weight.
     3  Each used slot is found in the index from its home position without passing an empty word,
        under its own number and tag; the index holds no other words.
     4  weight_ is the sum of the weights, <= max_weight_; each weight <= max_weight_.
@@ -47,10 +51,38 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.math cimport ceil
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from beastcore._clock cimport COARSE_SLACK_NS, clock_coarse_ns
 from beastcore._hash cimport hash_key, mix_hash, same_key
+from beastcore._policy cimport (
+    DEFER,
+    FIRST_SLOT,
+    PROBATION,
+    PROTECTED,
+    QUEUE_MASK,
+    QUEUE_SHIFT,
+    WINDOW,
+    Adaptive,
+    Link,
+    adaptive_bytes,
+    adaptive_fit,
+    adaptive_request,
+    adaptive_start,
+    bulk,
+    is_sampled,
+    oldest,
+    policy_enter,
+    policy_evict,
+    policy_hit,
+    policy_left,
+    policy_overflow,
+    policy_share,
+    policy_window_oldest,
+    queue_drop,
+    queue_move,
+    queue_push,
+)
 
 from collections.abc import Mapping
 from os import urandom
@@ -135,7 +167,10 @@ cdef class Cache:
     maxsize     most entries held, 1 to 2**30.
     ttl         seconds until an entry expires, unless `set` says otherwise; None (or inf) never.
                 Resolution 1/64 s; an entry never expires early, and at most 1/16 s late.
-    policy      "adaptive" (the default) or "lru". Both evict the least recently used entry.
+    policy      "adaptive" (the default) keeps what is used often or recently, whichever serves
+                this cache better; it may let a newcomer leave at once, with cause SIZE, which
+                `stats().rejections` counts. "lru" evicts the least recently used entry. The
+                algorithm of "adaptive" and its sources are described in _policy.pxd.
     max_weight  most weight held in all, with `weigher(key, value)`, which returns an entry's
                 weight as an int from 0 to 2**32 - 1. Both are given or neither.
     timer       a function that returns seconds as a float; by default a monotonic clock.
@@ -143,11 +178,12 @@ cdef class Cache:
                 operation that removed entries; it may use the cache. An exception that it raises
                 goes to `sys.unraisablehook`.
 
-    `get`, `c[k]`, `get_many` and `setdefault` count a hit or a miss and make a found entry the
-    most recently used one. An expired entry is absent everywhere, but `len()` may still count it
-    until an operation meets it. All single-key operations are O(1). Iteration is over a live
-    view of the keys in no particular order and raises RuntimeError when entries come or go;
-    `keys()`, `values()` and `items()` are lists, least recently used first.
+    `get`, `c[k]`, `get_many` and `setdefault` count a hit or a miss; these and writes are uses of
+    an entry, which the policy notes. An expired entry is absent everywhere, but `len()` may still
+    count it until an operation meets it. All single-key operations are O(1). Iteration is over a
+    live view of the keys in no particular order and raises RuntimeError when entries come or go;
+    `keys()`, `values()` and `items()` are lists, the next to leave first: exactly so for "lru",
+    least recently used first; roughly for "adaptive".
 
     Raises TypeError or ValueError, naming the argument, for what is not allowed; and whatever
     `__hash__`, `__eq__`, the weigher or the timer raise, before anything has changed.
@@ -159,11 +195,17 @@ cdef class Cache:
         self.slots = NULL
         self.links = NULL
         self.index = NULL
+        self.adaptive = NULL
         # User code runs from the first check on and may find the cache through
         # `gc.get_objects()`: it is a cache of one entry until all is known.
         self.salt = int.from_bytes(urandom(8), "little")
         self.base_ns = clock_coarse_ns()
         self.maxsize_ = 1
+        self.policy_state.stride = sizeof(Slot)
+        self.policy_state.sketch = &self.cold
+        self.policy_state.counts = True
+        self.policy_state.random = self.salt | 1
+        self.policy_state.limit = self.policy_state.window_target = 1
         self.rebuild(FIRST_CAPACITY)
         cdef uint32_t most = check_count("maxsize", maxsize)
         cdef object seconds = check_ttl(ttl)
@@ -173,8 +215,11 @@ cdef class Cache:
         check_callable("on_removal", on_removal)
         cdef double base = 0.0 if timer is None else seconds_of(timer())
         if most > SMALL or most < FIRST_CAPACITY:
-            self.rebuild(most)
+            self.rebuild(most + 1)
         self.maxsize_ = most
+        self.is_adaptive = name == "adaptive"
+        self.policy_state.limit = most if heaviest is None else heaviest
+        self.policy_state.window_target = self.policy_state.limit
         self.has_default_ttl = seconds is not None
         self.default_ttl = seconds if self.has_default_ttl else 0.0
         self.policy_ = name
@@ -208,7 +253,7 @@ cdef class Cache:
         cdef double whole = <double><uint64_t>now_s if now_s < 9e18 else now_s
         cdef double ticks = whole * TICKS
         cdef uint32_t s
-        for s in range(1, self.high + 1):
+        for s in range(FIRST_SLOT, self.high + 1):
             if self.slots[s].key != NULL and self.slots[s].flags & HAS_TTL:
                 if <double>self.slots[s].expiry > ticks:
                     self.slots[s].expiry -= <uint32_t>ticks
@@ -434,23 +479,63 @@ cdef class Cache:
 
     # -- the structures: nothing below runs Python code ----------------------------------------
 
-    cdef void link_first(self, uint32_t s) noexcept:
-        cdef uint32_t first = self.links[0].next
-        self.links[s].prev = 0
-        self.links[s].next = first
-        self.links[first].prev = s
-        self.links[0].next = s
-
-    cdef void unlink(self, uint32_t s) noexcept:
-        cdef uint32_t before = self.links[s].prev
-        cdef uint32_t after = self.links[s].next
-        self.links[before].next = after
-        self.links[after].prev = before
-
     cdef void promote(self, uint32_t s) noexcept:
-        if self.links[0].next != s:
-            self.unlink(s)
-            self.link_first(s)
+        """Note a hit: a write to the slot alone, but for one sampled key among many."""
+        cdef bint rose
+        if not self.is_adaptive:
+            if self.links[WINDOW].next != s:
+                queue_move(&self.policy_state, WINDOW, s)
+            return
+        rose = policy_hit(&self.policy_state, s)
+        if self.adaptive != NULL and is_sampled(self.adaptive, self.slots[s].hash):
+            adaptive_request(self.adaptive, &self.policy_state, self.slots[s].hash, rose)
+
+    cdef uint32_t walk(self, uint32_t s) noexcept:
+        """Return the slot after `s` in the order of leaving, 0 after the last; starts at PROBATION.
+
+        Exact for "lru", roughly so for "adaptive".
+        """
+        s = self.links[s].prev
+        while s < FIRST_SLOT:
+            if s == PROTECTED:
+                return 0
+            s = self.links[WINDOW if s == PROBATION else PROTECTED].prev
+        return s
+
+    cdef bint is_over(self) noexcept:
+        """Whether something must leave."""
+        return self.size > self.maxsize_ or (
+            self.weigher is not None and self.weight_ > self.max_weight_
+        )
+
+    cdef uint32_t next_out(self, uint32_t tick) noexcept:
+        """Return the slot that must leave next; "adaptive" prefers what has expired."""
+        cdef uint32_t queue, s
+        if self.is_adaptive and self.n_ttl:
+            for queue in range(FIRST_SLOT):
+                s = oldest(&self.policy_state, queue)
+                if s >= FIRST_SLOT and self.cause_of(s, tick) == EXPIRED:
+                    return s
+        if self.adaptive != NULL:
+            return policy_evict(&self.policy_state)
+        if self.is_adaptive:  # all are in the window still
+            return policy_window_oldest(&self.policy_state)
+        return oldest(&self.policy_state, WINDOW)
+
+    cdef int adapt(self, uint64_t entries) except -1:
+        """Begin to adapt, to a cache of about so many entries, or begin anew after a resize."""
+        cdef size_t room = adaptive_bytes(entries)
+        cdef Adaptive* fresh = <Adaptive*>PyMem_Calloc(1, room)
+        if fresh == NULL:
+            raise MemoryError(f"no memory for the adaptive policy of {entries} entries")
+        adaptive_start(fresh, entries, self.salt)
+        fresh.sketch.age = self.policy_state.sketch.age  # the entries' counts go on
+        PyMem_Free(self.adaptive)
+        self.adaptive = fresh
+        self.adaptive_room = room
+        self.policy_state.sketch = &fresh.sketch
+        policy_share(&self.policy_state, self.policy_state.limit // 100)
+        return 0
 
     cdef void index_insert(self, uint32_t s) noexcept:
         cdef uint32_t mixed = self.slots[s].hash
@@ -479,19 +564,19 @@ cdef class Cache:
 
     cdef int rebuild(self, uint32_t capacity) except -1:
         """Move everything to arrays for `capacity` entries, in order of use; O(size)."""
-        cdef uint32_t slot_bits = 1, index_bits = 3, s, n = 0
-        while (<uint64_t>1 << slot_bits) <= capacity:
+        cdef uint32_t slot_bits = 1, index_bits = 3, s, queue, n = FIRST_SLOT - 1
+        while (<uint64_t>1 << slot_bits) < <uint64_t>capacity + FIRST_SLOT:
             slot_bits += 1
         while (<uint64_t>5 << index_bits) < <uint64_t>8 * capacity:
             index_bits += 1
-        cdef Slot* slots = <Slot*>PyMem_Calloc(<size_t>capacity + 1, sizeof(Slot))
-        cdef Link* links = <Link*>PyMem_Calloc(<size_t>capacity + 1, sizeof(Link))
+        cdef Slot* slots = <Slot*>PyMem_Calloc(<size_t>capacity + FIRST_SLOT, sizeof(Slot))
+        cdef Link* links = <Link*>PyMem_Calloc(<size_t>capacity + FIRST_SLOT, sizeof(Link))
         cdef uint32_t* index = <uint32_t*>PyMem_Calloc(<size_t>1 << index_bits, sizeof(uint32_t))
         if slots == NULL or links == NULL or index == NULL:
             PyMem_Free(slots)
             PyMem_Free(links)
             PyMem_Free(index)
-            raise MemoryError(f"a cache of {capacity} entries does not fit into memory")
+            raise MemoryError(f"a cache of {capacity - 1} entries does not fit into memory")
         cdef Slot* old_slots = self.slots
         cdef Link* old_links = self.links
         PyMem_Free(self.index)
@@ -503,26 +588,36 @@ cdef class Cache:
         self.slot_mask = (<uint32_t>1 << slot_bits) - 1
         self.index_shift = 32 - index_bits
         self.index_mask = <uint32_t>((<uint64_t>1 << index_bits) - 1)
+        self.policy_state.metas = <char*>&slots[0].hash
+        self.policy_state.links = links
         self.free = 0
         self.version += 1
-        if old_slots != NULL:
-            s = old_links[0].prev  # the least recently used first
-            while s != 0:
+        for queue in range(FIRST_SLOT):
+            links[queue].prev = links[queue].next = queue
+            if old_slots == NULL:
+                continue
+            s = old_links[queue].prev  # the oldest first
+            while s >= FIRST_SLOT:
                 n += 1
                 slots[n] = old_slots[s]
-                self.link_first(n)
+                links[n].prev = queue
+                links[n].next = links[queue].next
+                links[links[n].next].prev = n
+                links[queue].next = n
                 self.index_insert(n)
                 s = old_links[s].prev
-            PyMem_Free(old_slots)
-            PyMem_Free(old_links)
+        PyMem_Free(old_slots)
+        PyMem_Free(old_links)
         self.high = n
         return 0
 
     cdef void take(self, uint32_t s, int cause, Gone* gone) noexcept:
         """Remove slot `s`, handing its references to `gone`."""
         cdef Slot* slot = &self.slots[s]
+        if self.adaptive != NULL:
+            policy_left(&self.policy_state, s)
         self.index_remove(s)
-        self.unlink(s)
+        queue_drop(&self.policy_state, s)
         gone.key = slot.key
         gone.value = slot.value
         gone.cause = cause
@@ -571,11 +666,11 @@ cdef class Cache:
         return 0
 
     cdef Py_ssize_t evict_last(self, Py_ssize_t n) except -1:
-        """Evict the `n` least recently used entries and return their number."""
+        """Evict `n` entries and return their number."""
         cdef Gone on_stack[ON_STACK]
         cdef Gone* gone = on_stack
         cdef double now_s
-        cdef uint32_t tick = 0
+        cdef uint32_t tick = 0, s
         cdef Py_ssize_t i
         if self.n_ttl:
             tick = self.read_clock(&now_s)
@@ -583,7 +678,8 @@ cdef class Cache:
         if n > ON_STACK:
             gone = allocate_gone(n)
         for i in range(n):
-            self.take(self.links[0].prev, self.cause_of(self.links[0].prev, tick), &gone[i])
+            s = self.next_out(tick)
+            self.take(s, self.cause_of(s, tick), &gone[i])
         self.release(gone, n)
         if gone != on_stack:
             PyMem_Free(gone)
@@ -606,62 +702,46 @@ cdef class Cache:
 
     cdef int put(self, object key, uint32_t mixed, object value, bint has_ttl, double ttl,
                  uint32_t weight, Batch* batch) except -1:
-        """Store an entry as the most recently used one, evicting what must leave.
+        """Store an entry and let leave what must.
 
         With a `batch`, its time counts, and what leaves is handed to it instead of released.
         """
         cdef Gone on_stack[ON_STACK]
-        cdef Gone* gone = on_stack
+        cdef Batch alone
+        cdef Batch* out = batch
         cdef Slot* slot
         cdef double now_s = 0.0
-        cdef uint32_t tick = 0, expiry = 0, flags = 0, s, victim
-        cdef uint32_t n = 0, n_gone = 0, staying
-        cdef uint64_t total
+        cdef uint32_t tick = 0, s, victim, queue
+        cdef bint replaces
+        if batch == NULL:
+            out = &alone
+            alone.gone = on_stack
+            alone.n = 0
+            alone.room = ON_STACK
+            alone.fixed = True
         s = self.find_at(key, mixed, has_ttl, &now_s, &tick, batch)
-        # From here to `release` no Python code runs.
-        cdef bint replaces = s != 0 and self.cause_of(s, tick) == SIZE
-        if has_ttl:
-            self.deadline(now_s, ttl, &expiry)
-            flags = HAS_TTL
-        if is_gc(<PyObject*>value) or is_gc(self.slots[s].key if replaces else <PyObject*>key):
-            flags |= HAS_GC
-        staying = self.size - (1 if s != 0 else 0)
-        total = self.weight_ - (self.slots[s].weight if s != 0 else 0)
-        victim = self.links[0].prev
-        while staying >= self.maxsize_ or (
-            self.weigher is not None and total + weight > self.max_weight_
-        ):
-            if victim != s:
-                staying -= 1
-                total -= self.slots[victim].weight
-                n += 1
-            victim = self.links[victim].prev
-        if batch != NULL:
-            gone = batch_room(batch, n + 1)
-        elif n + 1 > ON_STACK:
-            gone = allocate_gone(n + 1)
-        if s == 0 and n == 0 and self.free == 0 and self.high == self.capacity:
-            self.rebuild(min(self.maxsize_, 2 * self.capacity))  # with n == 0, `gone` is no leak
-        if s != 0 and not replaces:
-            self.take(s, EXPIRED, &gone[n_gone])
-            n_gone += 1
-        elif replaces:
-            self.promote(s)
+        # From here to `release` no Python code runs. First what can fail: memory.
+        batch_room(out, 3 + self.leaving(s, weight))
+        if s == 0 and self.free == 0 and self.high == self.capacity + FIRST_SLOT - 1:
+            self.rebuild(min(self.maxsize_ + 1, 2 * self.capacity))
+        if self.is_adaptive and self.adaptive == NULL and self.must_adapt(weight):
+            self.adapt(self.entries_expected())
+        replaces = s != 0 and self.cause_of(s, tick) == SIZE
+        if replaces:
             slot = &self.slots[s]
-            gone[0].key = slot.key  # the key that was stored first stays, as in dict
-            Py_INCREF(<object>slot.key)
-            gone[0].value = slot.value
-            gone[0].cause = REPLACED
-            n_gone = 1
-            self.weight_ -= slot.weight
+            Py_INCREF(<object>slot.key)  # the key that was stored first stays, as in dict
+            out.gone[out.n] = Gone(slot.key, slot.value, REPLACED)
+            out.n += 1
             self.n_ttl -= slot.flags & HAS_TTL
             self.n_gc -= (slot.flags & HAS_GC) // HAS_GC
-        while n > 0:
-            victim = self.links[0].prev
-            self.take(victim, self.cause_of(victim, tick), &gone[n_gone])
-            n_gone += 1
-            n -= 1
-        if not replaces:
+            self.weight_ -= slot.weight
+            queue = (slot.flags & QUEUE_MASK) >> QUEUE_SHIFT
+            self.policy_state.weight[queue] -= bulk(slot.weight)
+            self.policy_state.weight[queue] += bulk(weight)
+        else:
+            if s != 0:
+                self.take(s, EXPIRED, &out.gone[out.n])
+                out.n += 1
             if self.free != 0:
                 s = self.free
                 self.free = self.links[s].next
@@ -672,26 +752,111 @@ cdef class Cache:
             slot.key = <PyObject*>key
             Py_INCREF(key)
             slot.hash = mixed
-            self.link_first(s)
+            slot.flags = 0
             self.index_insert(s)
             self.size += 1
             self.version += 1
         slot.value = <PyObject*>value
         Py_INCREF(value)
-        slot.expiry = expiry
-        slot.flags = flags
         slot.weight = weight
+        slot.flags &= ~<uint32_t>(HAS_TTL | HAS_GC)
+        if has_ttl:
+            self.deadline(now_s, ttl, &slot.expiry)
+            slot.flags |= HAS_TTL
+            self.n_ttl += 1
+        if is_gc(slot.key) or is_gc(slot.value):
+            slot.flags |= HAS_GC
+            self.n_gc += 1
         self.weight_ += weight
-        self.n_ttl += flags & HAS_TTL
-        self.n_gc += (flags & HAS_GC) // HAS_GC
         self.sets += 1
-        if batch != NULL:
-            batch.n += n_gone
-            return 0
-        self.release(gone, n_gone)
-        if gone != on_stack:
-            PyMem_Free(gone)
+        if replaces:
+            self.promote(s)
+        elif not self.is_adaptive:
+            queue_push(&self.policy_state, WINDOW, s)
+        else:
+            policy_enter(&self.policy_state, s)
+            if self.adaptive != NULL and is_sampled(self.adaptive, mixed):
+                adaptive_request(self.adaptive, &self.policy_state, mixed, True)
+        if self.weigher is not None and self.adaptive != NULL and self.is_over():
+            adaptive_fit(self.adaptive, &self.policy_state, self.weight_when_full())
+        while self.is_over():
+            if out.n + 2 > out.room:  # one more than this victim: the newcomer, should this fail
+                try:
+                    batch_room(out, 2)
+                except MemoryError:
+                    if s != 0:
+                        self.take(s, SIZE, &out.gone[out.n])
+                        out.n += 1
+                    self.hand_out(batch, out)
+                    raise
+            victim = self.next_out(tick)
+            if victim == s and replaces:  # what was held stays: the next in order leaves
+                victim = self.walk(PROBATION)
+                if victim == s:
+                    victim = self.walk(s)
+            elif victim == s:
+                self.rejections += 1
+                s = 0
+            self.take(victim, self.cause_of(victim, tick), &out.gone[out.n])
+            out.n += 1
+        if self.is_adaptive:
+            policy_overflow(&self.policy_state)
+        self.hand_out(batch, out)
         return 0
+
+    cdef Py_ssize_t leaving(self, uint32_t s, uint32_t weight) noexcept:
+        """How many leave to make room for `weight` in slot `s`, or in a new one: "lru" exactly."""
+        cdef uint64_t total
+        cdef uint32_t count, t
+        cdef Py_ssize_t n = 0
+        if self.weigher is None:
+            return 0
+        total = self.weight_ + weight - (self.slots[s].weight if s != 0 else 0)
+        count = self.size + (s == 0)
+        t = self.walk(PROBATION)
+        while t != 0 and (total > self.max_weight_ or count > self.maxsize_):
+            if t != s:
+                total -= self.slots[t].weight
+                count -= 1
+                n += 1
+            t = self.walk(t)
+        return n
+
+    cdef bint must_adapt(self, uint32_t weight) noexcept:
+        """Whether the cache is so full that the policy needs its sketch and shadows.
+
+        At the latest when the entry that comes, of `weight`, makes another leave.
+        """
+        if self.weigher is not None:
+            if self.weight_ + weight > self.max_weight_:
+                return True
+            if self.size >= 16 and self.weight_ >= self.max_weight_ - self.max_weight_ // 2:
+                return True
+        if self.maxsize_ >= DEFER:
+            return self.size >= self.maxsize_ // 2
+        return self.size >= min(<uint32_t>16, self.maxsize_ // 2)
+
+    cdef uint64_t entries_expected(self) noexcept:
+        """How many entries a full cache will hold, as far as its weights tell."""
+        cdef double expected
+        if self.weigher is None or self.weight_ == 0:
+            return self.maxsize_
+        expected = <double>self.size * <double>self.max_weight_ / <double>self.weight_
+        if expected >= <double>self.maxsize_:
+            return self.maxsize_
+        return min(<uint64_t>self.maxsize_, max(<uint64_t>16, <uint64_t>expected))
+
+    cdef uint64_t weight_when_full(self) noexcept:
+        """Return what all weigh for the policy, at most `max_weight`, when nothing more fits."""
+        cdef uint64_t* weight = self.policy_state.weight
+        return min(self.max_weight_, weight[WINDOW] + weight[PROBATION] + weight[PROTECTED])
+
+    cdef void hand_out(self, Batch* batch, Batch* out) noexcept:
+        """Release what left, unless it goes to the caller's batch."""
+        if batch == NULL:
+            self.release(out.gone, out.n)
+            if not out.fixed:
+                PyMem_Free(out.gone)
 
     # -- C doors -------------------------------------------------------------------------------
 
@@ -756,7 +921,7 @@ cdef class Cache:
     # -- single keys ---------------------------------------------------------------------------
 
     def get(self, key, default=None, /):
-        """Return the value of `key`, or `default`; counts, and makes the entry the newest."""
+        """Return the value of `key`, or `default`; counts, and is a use of the entry."""
         cdef uint32_t s = self.hit_or_miss(key)
         if s == 0:
             return default
@@ -805,7 +970,7 @@ cdef class Cache:
         return value
 
     def popitem(self):
-        """Remove the least recently used live entry and return (key, value); KeyError if none.
+        """Remove a live entry, the next to leave, and return (key, value); KeyError if none.
 
         Removes the expired entries before it, too.
         """
@@ -816,14 +981,14 @@ cdef class Cache:
         cdef tuple pair = PyTuple_New(2)  # first, for nothing may fail once the entry is out
         if self.n_ttl:
             tick = self.read_clock(&now_s)
-        s = self.links[0].prev
+        s = self.walk(PROBATION)
         while s != 0 and self.cause_of(s, tick) == EXPIRED:
             n += 1
-            s = self.links[s].prev
+            s = self.walk(s)
         if n + 1 > ON_STACK:
             gone = allocate_gone(n + 1)
         for i in range(n):
-            self.take(self.links[0].prev, EXPIRED, &gone[i])
+            self.take(self.walk(PROBATION), EXPIRED, &gone[i])
         if s != 0:
             Py_INCREF(<object>self.slots[s].key)  # SET_ITEM takes over a reference
             PyTuple_SET_ITEM(pair, 0, <object>self.slots[s].key)
@@ -853,7 +1018,7 @@ cdef class Cache:
     def touch(self, key, ttl=..., /):
         """Give a live entry a new time to live; False if it is absent.
 
-        Neither counts nor makes the entry the newest.
+        Neither counts nor is a use of the entry.
         """
         cdef double now_s, seconds = 0.0
         cdef bint has_ttl = self.parse_ttl(ttl, &seconds)
@@ -868,7 +1033,7 @@ cdef class Cache:
             self.drop(s, EXPIRED)
             return False
         self.n_ttl += has_ttl - (self.slots[s].flags & HAS_TTL)
-        self.slots[s].flags = (self.slots[s].flags & HAS_GC) | has_ttl
+        self.slots[s].flags = (self.slots[s].flags & ~<uint32_t>HAS_TTL) | has_ttl
         self.slots[s].expiry = expiry
         return True
 
@@ -927,7 +1092,7 @@ cdef class Cache:
         cdef bint has_ttl = self.parse_ttl(ttl, &seconds)
         cdef list pairs = pairs_of(items)
         cdef Py_ssize_t i, n = len(pairs)
-        cdef Batch batch = Batch(NULL, 0, 0, False, 0.0, 0.0)
+        cdef Batch batch = Batch(NULL, 0, 0, False, 0.0, 0.0, False)
         cdef uint32_t* weights = <uint32_t*>PyMem_Malloc((2 * n + 1) * sizeof(uint32_t))
         cdef uint32_t* mixed = weights + n
         if weights == NULL:
@@ -993,17 +1158,17 @@ cdef class Cache:
         if not self.n_ttl or not most:
             return 0
         tick = self.read_clock(&now_s)
-        s = self.links[0].prev
+        s = self.walk(PROBATION)
         while s != 0 and n < most:
             n += self.cause_of(s, tick) == EXPIRED
-            s = self.links[s].prev
+            s = self.walk(s)
         if n == 0:
             return 0
         gone = allocate_gone(n)
-        s = self.links[0].prev
+        s = self.walk(PROBATION)
         i = 0
         while i < n:
-            before = self.links[s].prev
+            before = self.walk(s)
             if self.cause_of(s, tick) == EXPIRED:
                 self.take(s, EXPIRED, &gone[i])
                 i += 1
@@ -1013,7 +1178,7 @@ cdef class Cache:
         return n
 
     def evict(self, n, /):
-        """Evict the `n` least recently used entries and return how many there were."""
+        """Evict the `n` entries that are next to leave and return how many there were."""
         return self.evict_last(
             min(check_count("n", n, minimum=0, maximum=None), <Py_ssize_t>self.size)
         )
@@ -1024,20 +1189,36 @@ cdef class Cache:
         cdef double now_s
         cdef Gone on_stack[ON_STACK]
         cdef Gone* gone = on_stack
-        cdef uint32_t tick = 0, n, i
+        cdef uint32_t tick = 0, n, i, s
         if self.n_ttl:
             tick = self.read_clock(&now_s)
         n = self.size - min(self.size, most)
         if n > ON_STACK:
             gone = allocate_gone(n)
-        if most > SMALL and most > self.capacity:
-            self.rebuild(most)  # n is 0 here; without memory nothing has changed
-        for i in range(n):
-            self.take(self.links[0].prev, self.cause_of(self.links[0].prev, tick), &gone[i])
+        try:  # what needs memory; without it nothing changes
+            if self.adaptive != NULL and self.weigher is None and most != self.maxsize_:
+                self.adapt(most)
+            if most > SMALL and most >= self.capacity:
+                self.rebuild(most + 1)
+        except BaseException:
+            if gone != on_stack:
+                PyMem_Free(gone)
+            raise
+        if self.weigher is None and most != self.maxsize_:
+            self.policy_state.limit = most
+            if self.adaptive != NULL:
+                policy_share(&self.policy_state, most // 100)
+            else:
+                self.policy_state.window_target = most
         self.maxsize_ = most
-        if most < self.capacity:
+        for i in range(n):
+            s = self.next_out(tick)
+            self.take(s, self.cause_of(s, tick), &gone[i])
+        if most + 1 < self.capacity:
             try:
-                self.rebuild(most if most > SMALL else max(self.size, min(most, FIRST_CAPACITY)))
+                self.rebuild(
+                    most + 1 if most > SMALL else max(self.size, min(most + 1, FIRST_CAPACITY))
+                )
             except MemoryError:
                 pass  # the larger arrays serve as well
         self.release(gone, n)
@@ -1052,33 +1233,34 @@ cdef class Cache:
         if n == 0:
             return
         gone = allocate_gone(n)
-        s = self.links[0].prev
+        s = self.walk(PROBATION)
         while s != 0:
             gone[i].key = self.slots[s].key
             gone[i].value = self.slots[s].value
             gone[i].cause = EXPLICIT
             i += 1
-            s = self.links[s].prev
+            s = self.walk(s)
         self.forget()
         self.removals += n
         self.release(gone, n)
         PyMem_Free(gone)
 
     def keys(self):
-        """Return the live keys, least recently used first, as a list."""
+        """Return the live keys, the next to leave first, as a list."""
         return self.snapshot(KEYS)
 
     def values(self):
-        """Return the live values, least recently used first, as a list."""
+        """Return the live values, the next to leave first, as a list."""
         return self.snapshot(VALUES)
 
     def items(self):
-        """Return the live (key, value) pairs, least recently used first, as a list."""
+        """Return the live (key, value) pairs, the next to leave first, as a list."""
         return self.snapshot(ITEMS)
 
     def stats(self):
         """Return a `CacheStats`."""
-        arrays = (<uint64_t>self.capacity + 1) * (sizeof(Slot) + sizeof(Link))
+        arrays = (<uint64_t>self.capacity + FIRST_SLOT) * (sizeof(Slot) + sizeof(Link))
+        arrays += self.adaptive_room
         arrays += (<uint64_t>self.index_mask + 1) * sizeof(uint32_t)
         weighs = self.weigher is not None
         return CacheStats(
@@ -1123,13 +1305,13 @@ cdef class Cache:
         return self.timer_
 
     cdef list snapshot(self, int what):
-        """List what is live, least recently used first."""
+        """List what is live, the next to leave first (see `walk`)."""
         cdef list result = []
         cdef uint32_t s, tick = 0
         cdef double now_s
         if self.n_ttl:
             tick = self.read_clock(&now_s)
-        s = self.links[0].prev
+        s = self.walk(PROBATION)
         # Appending to a list starts no collection, so nothing can change the cache on the way.
         while s != 0:
             if self.cause_of(s, tick) != EXPIRED:
@@ -1137,7 +1319,7 @@ cdef class Cache:
                     result.append(<object>self.slots[s].key)
                 if what != KEYS:
                     result.append(<object>self.slots[s].value)
-            s = self.links[s].prev
+            s = self.walk(s)
         if what == ITEMS:
             # No comprehension: Cython 3.3 releases its items twice where appending fails.
             return list(zip(result[::2], result[1::2]))
@@ -1146,9 +1328,10 @@ cdef class Cache:
     def _check(self):
         """Raise AssertionError if an invariant, named by its number, does not hold. O(slots)."""
         cdef uint32_t s, used = 0, freed = 0, seen = 0, before = 0, place, n_ttl = 0, n_gc = 0
-        cdef uint64_t weight = 0, words = 0
+        cdef uint32_t queue, where
+        cdef uint64_t weight = 0, words = 0, total
         cdef Slot* slot
-        for s in range(1, self.high + 1):
+        for s in range(FIRST_SLOT, self.high + 1):
             slot = &self.slots[s]
             assert (slot.key == NULL) == (slot.value == NULL), f"6: slot {s} is half used"
             if slot.key == NULL:
@@ -1176,17 +1359,26 @@ cdef class Cache:
             freed += 1
             assert freed <= self.high, "1: the free chain is circular"
             s = self.links[s].next
-        assert used + freed == self.high <= self.capacity, "1: slots are lost"
+        assert used + freed == self.high - FIRST_SLOT + 1 <= self.capacity, "1: slots are lost"
         assert used == self.size <= self.maxsize_, f"1: size {self.size}, used {used}"
-        s = self.links[0].next
-        while s != 0:
-            assert self.slots[s].key != NULL, f"2: free slot {s} is on the list"
-            assert self.links[s].prev == before, f"2: the link back from slot {s} is wrong"
-            seen += 1
-            assert seen <= used, "2: the list is too long"
-            before = s
-            s = self.links[s].next
-        assert self.links[0].prev == before and seen == used, "2: the list is not closed"
+        for queue in range(FIRST_SLOT):
+            total = 0
+            before = queue
+            s = self.links[queue].next
+            while s >= FIRST_SLOT:
+                slot = &self.slots[s]
+                assert slot.key != NULL, f"2: free slot {s} is on queue {queue}"
+                assert self.links[s].prev == before, f"2: the link back from slot {s} is wrong"
+                where = (slot.flags & QUEUE_MASK) >> QUEUE_SHIFT
+                assert where == queue, f"2: slot {s} of queue {queue} thinks it is on {where}"
+                seen += 1
+                assert seen <= used, "2: the queues are too long"
+                total += bulk(slot.weight)
+                before = s
+                s = self.links[s].next
+            assert s == queue and self.links[queue].prev == before, f"2: queue {queue} is open"
+            assert total == self.policy_state.weight[queue], f"2: weight of queue {queue}"
+        assert seen == used, "2: an entry is on no queue"
         assert weight == self.weight_, f"4: weight {self.weight_}, sum {weight}"
         if self.weigher is not None:
             assert self.weight_ <= self.max_weight_, "4: too heavy"
@@ -1195,10 +1387,14 @@ cdef class Cache:
 
     cdef void forget(self) noexcept:
         """Become empty without releasing anything; the caller holds the references."""
+        cdef uint32_t queue
         memset(self.slots, 0, (<size_t>self.high + 1) * sizeof(Slot))
         memset(self.index, 0, (<size_t>self.index_mask + 1) * sizeof(uint32_t))
-        self.links[0].prev = self.links[0].next = 0
-        self.size = self.high = self.free = self.n_ttl = self.n_gc = 0
+        for queue in range(FIRST_SLOT):
+            self.links[queue].prev = self.links[queue].next = queue
+            self.policy_state.weight[queue] = 0
+        self.size = self.free = self.n_ttl = self.n_gc = 0
+        self.high = FIRST_SLOT - 1
         self.weight_ = 0
         self.version += 1
 
@@ -1208,12 +1404,14 @@ cdef class Cache:
         cdef uint32_t high = self.high, s
         PyMem_Free(self.links)
         PyMem_Free(self.index)
+        PyMem_Free(self.adaptive)
+        self.adaptive = NULL
         self.slots = NULL
         self.links = NULL
         self.index = NULL
         self.size = self.high = 0
         if slots != NULL:
-            for s in range(1, high + 1):
+            for s in range(FIRST_SLOT, high + 1):
                 Py_XDECREF(slots[s].key)
                 Py_XDECREF(slots[s].value)
             PyMem_Free(slots)
@@ -1231,7 +1429,7 @@ cdef class _CacheIterator:
 
     def __cinit__(self, Cache cache not None):
         self.cache = cache
-        self.s = 0
+        self.s = FIRST_SLOT - 1
         self.version = cache.version
 
     def __iter__(self):
@@ -1304,9 +1502,14 @@ cdef Gone* batch_room(Batch* batch, Py_ssize_t n) except NULL:
     cdef Py_ssize_t room = 2 * batch.n + n + ON_STACK
     cdef Gone* gone
     if batch.n + n > batch.room:
-        gone = <Gone*>PyMem_Realloc(batch.gone, <size_t>room * sizeof(Gone))
+        gone = <Gone*>PyMem_Realloc(
+            NULL if batch.fixed else batch.gone, <size_t>room * sizeof(Gone)
+        )
         if gone == NULL:
             raise MemoryError(f"no memory to remove {n} entries")
+        if batch.fixed:
+            memcpy(gone, batch.gone, <size_t>batch.n * sizeof(Gone))
+            batch.fixed = False
         batch.gone = gone
         batch.room = room
     return batch.gone + batch.n
@@ -1318,7 +1521,7 @@ cdef int arena_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
     cdef int answer = base_traverse(self, visit, arg)
     if answer or not (<Cache>self).n_gc:
         return answer
-    for s in range(1, (<Cache>self).high + 1):
+    for s in range(FIRST_SLOT, (<Cache>self).high + 1):
         if (<Cache>self).slots[s].flags & HAS_GC and (<Cache>self).slots[s].key != NULL:
             answer = call_visit((<Cache>self).slots[s].key, visit, arg)
             if answer:
@@ -1342,11 +1545,11 @@ cdef int arena_clear(PyObject* self) noexcept:
     slots = <Slot*>PyMem_Calloc(<size_t>high + 1, sizeof(Slot))
     if slots == NULL:
         return 0  # the collector will try again
-    for s in range(1, high + 1):
+    for s in range(FIRST_SLOT, high + 1):
         slots[s].key = cache.slots[s].key
         slots[s].value = cache.slots[s].value
     cache.forget()
-    for s in range(1, high + 1):
+    for s in range(FIRST_SLOT, high + 1):
         Py_XDECREF(slots[s].key)
         Py_XDECREF(slots[s].value)
     PyMem_Free(slots)

@@ -742,7 +742,7 @@ def cached(maxsize=..., ttl=..., *, key=None, typed=False, cache=None, timer=Non
     has `cache_info()`, `cache_clear()`, `cache` (the `Cache` used) and `__wrapped__`. Exceptions
     are never kept; a result of None is. A hit is O(1).
 
-    maxsize: the most results held, 128 unless given; least recently used ones are evicted.
+    maxsize: the most results held, 128 unless given; the least useful ones are evicted.
     ttl: seconds that a result is kept (float); None, the default, never expires.
     key: called with the arguments of the call (the instance first for a method), returns the
         hashable key, used as is; `function.cache.pop(key, None)` then forgets one result.

@@ -1,4 +1,4 @@
-"""Both twins of `Cache` in lockstep with a model; `BEASTCORE_LONG=1` plays millions of steps."""
+"""Both twins of `Cache` in lockstep, "lru" with a model; BEASTCORE_LONG=1: millions of steps."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from cache_lockstep import (
     BAD_TTLS,
     CONFIGURATIONS,
+    FILLING,
+    HUGE,
     KEYS,
     STEPS_OF_TIME,
     TTLS,
     Lockstep,
     Model,
     play,
+    play_filling,
     random_step,
 )
 from support import FakeClock
@@ -47,6 +50,7 @@ class CacheMachine(RuleBasedStateMachine):
     def do(self, *step: Any) -> None:
         type(self).steps += 1
         self.lockstep.step(*step)
+        self.lockstep.check()
 
     @initialize(configuration=st.sampled_from(CONFIGURATIONS))
     def make(self, configuration: Any) -> None:
@@ -170,6 +174,19 @@ def test_lockstep_at_random(request: pytest.FixtureRequest) -> None:
     seed = random.SystemRandom().randrange(2**32) if long else 20261123
     print(f"seed {seed}")
     assert play(steps, seed, twins_of(request)) >= steps
+
+
+@pytest.mark.timeout(7200 if os.environ.get("BEASTCORE_LONG") == "1" else 120)
+def test_adaptive_lockstep_with_many_keys(request: pytest.FixtureRequest) -> None:
+    """The twins must agree on every entry that leaves; the large ones have a run of their own."""
+    twins = twins_of(request)
+    long = os.environ.get("BEASTCORE_LONG") == "1"
+    steps = 2_000_000 if long else 30_000
+    seed = random.SystemRandom().randrange(2**32) if long else 20261124
+    print(f"seed {seed}")
+    assert play_filling(steps, seed, twins, FILLING) >= steps
+    if long:
+        assert play_filling(steps, seed, twins, [HUGE]) >= steps
 
 
 def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

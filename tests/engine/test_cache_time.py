@@ -282,7 +282,9 @@ class TestMeetingAnExpiredEntry:
 
     def test_the_victim_s_cause(self, engine: Twin, clock: FakeClock) -> None:
         seen: list[Any] = []
-        cache = engine.Cache(3, timer=clock, on_removal=lambda *a: seen.append(a[::2]))
+        cache = engine.Cache(
+            3, policy="lru", timer=clock, on_removal=lambda *a: seen.append(a[::2])
+        )
         cache.set("a", 1, 1)
         cache.set("b", 1, 100)
         cache.set("c", 1)

@@ -11,11 +11,14 @@ from beastcore import RemovalCause
 from support import Twin
 
 
-def make(engine: Twin, max_weight: int = 10, maxsize: int = 100) -> tuple[Any, list[Any]]:
+def make(
+    engine: Twin, max_weight: int = 10, maxsize: int = 100, policy: str = "lru"
+) -> tuple[Any, list[Any]]:
     """Return a cache of ints that weigh what they are, and the list of what it tells."""
     seen: list[Any] = []
     cache = engine.Cache(
         maxsize,
+        policy=policy,
         max_weight=max_weight,
         weigher=lambda key, value: value,
         on_removal=lambda *a: seen.append(a),

@@ -430,7 +430,7 @@ class TestValuesThatDieBadly:
                 seen.append(("k" in cache, len(cache)))
                 cache._check()
 
-        cache = engine.Cache(4)
+        cache = engine.Cache(4, policy="lru")
         cache["k"] = Value()
         cache["l"] = 1
         remove(cache)
@@ -491,7 +491,7 @@ class TestCallbacks:
         def callback(key: Any, value: Any, cause: RemovalCause) -> None:
             raise error
 
-        cache = engine.Cache(2, on_removal=callback)
+        cache = engine.Cache(2, policy="lru", on_removal=callback)
         for i in range(4):
             cache[i] = i
         assert cache.items() == [(2, 2), (3, 3)]
@@ -561,7 +561,7 @@ class TestCallbacks:
                             pass
                         cache._check()
             """,
-            timeout=20,
+            timeout=90,
         )
 
     def test_recursion_is_bounded(self, engine: Twin) -> None:
@@ -575,7 +575,7 @@ class TestCallbacks:
                 global count
                 count += 1
                 cache[key + 1] = 1
-            cache = Cache(1, on_removal=callback)
+            cache = Cache(1, policy="lru", on_removal=callback)
             cache[0] = 1
             cache[1] = 1
             assert RecursionError in [e.exc_type for e in errors], errors
@@ -982,7 +982,7 @@ class TestInterpreters:
             except ImportError:
                 pass
             else:
-                c = Cache(2)
+                c = Cache(2, policy="lru")
                 for i in range(9):
                     c[i] = [i]
                 assert c.keys() == [7, 8]

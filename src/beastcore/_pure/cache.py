@@ -2,16 +2,20 @@
 
 Structure
     `_index` maps a key's hash to the tuple of the entries that have it, nearly always one.
-    `_order` holds the entries, least recently used first; entries compare by identity. So the
-    only calls of a key's `__hash__` and `__eq__` are those of `hash(key)` and `_find`; what is
-    evicted leaves without being searched for.
+    `_queues` holds the entries (policy.py): for "lru" in one queue, least recently used first;
+    for "adaptive" in three, which `_adaptive` completes once there is something to decide.
+    Entries compare by identity. So the only calls of a key's `__hash__` and `__eq__` are those of
+    `hash(key)` and `_find`; what is evicted leaves without being searched for.
 
 Invariants, verified by `_check()`
-    1. An entry is in `_order` iff it is in the chain of its hash, and then carries the epoch.
+    1. An entry is on the queue that it names iff it is in the chain of its hash, and then carries
+       the epoch; it is on no other queue.
     2. `_count`, `_weight` and `_timed` are the number of entries, the sum of their weights and
        the number of those with a time to live.
-    3. `_count <= _maxsize`, and `_weight <= max_weight` where that is given.
+    3. `_count <= _maxsize`, and `_weight <= max_weight` where that is given, unless a store is
+       under way: what comes competes with what is there before one of them leaves.
     4. No chain is empty or holds two entries with the identical key.
+    5. The queues' weights are the sums of their entries' weights, each at least 1.
 
 Why no lock is needed
     Keys, values, callbacks, the weigher and the timer may run any code, which may come back here;
@@ -30,6 +34,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from os import urandom
 from types import EllipsisType, GenericAlias, SimpleNamespace
 from typing import (
     Any,
@@ -41,6 +46,17 @@ from typing import (
     final,
 )
 
+from beastcore._pure.policy import (
+    DEFER,
+    PROBATION,
+    PROTECTED,
+    WINDOW,
+    Adaptive,
+    Queues,
+    Record,
+    mix,
+    sampled,
+)
 from beastcore._types import CacheStats, RemovalCause
 from beastcore._validate import (
     MAX_WEIGHT_EACH,
@@ -74,20 +90,20 @@ UNREAD = -1.0
 _MISSING: Any = object()
 
 
-class _Entry:
+class _Entry(Record):
     """A key, its value and what is kept about them."""
 
-    __slots__ = ("deadline", "epoch", "hashed", "key", "value", "weight")
+    __slots__ = ("deadline", "epoch", "hashed", "key", "value")
 
     def __init__(
         self, hashed: int, key: Any, value: Any, deadline: int | None, weight: int
     ) -> None:
+        super().__init__(0, weight)
         self.hashed = hashed
         self.key = key
         self.value = value
         self.deadline = deadline
         """Tick (1/64 s since construction of the cache) from which on the entry is expired."""
-        self.weight = weight
         self.epoch = DEAD
         """The cache's epoch while the entry is in it; `clear` makes all old at one stroke."""
 
@@ -104,9 +120,9 @@ Removed = list[tuple[Any, Any, RemovalCause]]
 class Cache(Generic[K, V]):
     """A mapping that holds at most `maxsize` entries, each with a time to live.
 
-    When it is full, the least recently used entry makes room. `get`, `c[key]`, `get_many`,
-    `setdefault` and every write make an entry the most recently used; `peek`, `key in c`,
-    `expires_in`, `touch` and iteration do not.
+    When it is full, an entry makes room, which the policy chooses. `get`, `c[key]`, `get_many`,
+    `setdefault` and every write count as uses of an entry; `peek`, `key in c`, `expires_in`,
+    `touch` and iteration do not.
 
     `maxsize`
         most entries held, 1 to 2**30
@@ -116,7 +132,9 @@ class Cache(Generic[K, V]):
         engine's own clock: 1/32 s). Expired entries are misses and are removed when a lookup or
         a write meets them, when they are the next to be evicted, and by `expire()`.
     `policy`
-        "adaptive" or "lru"; both evict the least recently used entry
+        "adaptive" (the default) keeps what is used often or recently, whichever serves this cache
+        better; it may let a newcomer leave at once (counted in `stats().rejections`, cause SIZE).
+        "lru" evicts the least recently used entry
     `max_weight`, `weigher`
         `weigher(key, value)` returns an int from 0 to 2**32 - 1; the weights held never add up to
         more than `max_weight`. A value heavier than that is refused with ValueError
@@ -133,7 +151,8 @@ class Cache(Generic[K, V]):
 
     __slots__ = (
         *("_timer", "_read_timer", "_base", "_weigher", "_on_removal", "_ttl", "_policy"),
-        *("_index", "_order", "_epoch", "_version", "_count", "_weight", "_timed"),
+        *("_index", "_queues", "_epoch", "_version", "_count", "_weight", "_timed"),
+        *("_is_adaptive", "_adaptive", "_salt"),
         *("_maxsize", "_max_weight", "_limit", "_hits", "_misses", "_sets"),
         *("_evictions", "_expirations", "_removals", "_rejections", "__weakref__"),
     )
@@ -151,10 +170,14 @@ class Cache(Generic[K, V]):
     _max_weight: int | None
     _limit: int
     _index: dict[int, tuple[_Entry, ...]]
-    _order: OrderedDict[_Entry, None]
+    _queues: Queues[_Entry]
+    _is_adaptive: bool
+    _adaptive: Adaptive | None
+    _salt: int
     _epoch: int
     _version: int
     _count: int
+    _maxsize: int
     _weight: int
     _timed: int
 
@@ -183,7 +206,11 @@ class Cache(Generic[K, V]):
         self._read_timer = time.monotonic if timer is None else timer
         self._on_removal = on_removal
         self._index = {}
-        self._order = OrderedDict()
+        self._salt = int.from_bytes(urandom(8), "little")
+        self._is_adaptive = self._policy == "adaptive"
+        self._adaptive = None
+        bound = self._maxsize if self._max_weight is None else self._max_weight
+        self._queues = Queues(bound, self._salt | 1)
         self._epoch = self._version = self._count = self._weight = self._timed = 0
         self.reset_stats()
         self._base = check_time(self._read_timer())
@@ -369,13 +396,13 @@ class Cache(Generic[K, V]):
             raise KeyError(key)
 
     def popitem(self) -> tuple[K, V]:
-        """Remove and return the least recently used live (key, value); KeyError if none.
+        """Remove and return a live (key, value), the next to leave; KeyError if none.
 
         Expired entries met on the way are removed. O(1) and O(1) for each of those.
         """
         ticks = self._ticks() if self._timed else UNREAD
         removed: Removed = []
-        while (entry := self._oldest()) is not None:
+        while (entry := self._queues.first()) is not None:
             cause = RemovalCause.EXPIRED if entry.expired(ticks) else RemovalCause.EXPLICIT
             if self._remove(entry, cause, removed) and cause is RemovalCause.EXPLICIT:
                 break
@@ -400,7 +427,7 @@ class Cache(Generic[K, V]):
     def expire(self, limit: int | None = None, /) -> int:
         """Remove expired entries, at most `limit`, and return how many.
 
-        The least recently used go first. O(len(self)).
+        The next to leave go first. O(len(self)).
         """
         allowed = (
             math.inf if limit is None else check_count("limit", limit, minimum=0, maximum=None)
@@ -409,7 +436,7 @@ class Cache(Generic[K, V]):
             return 0
         ticks = self._ticks()
         removed: Removed = []
-        for entry in list(self._order):
+        for entry in self._queues.walk():
             if len(removed) >= allowed:
                 break
             if entry.expired(ticks):
@@ -418,11 +445,11 @@ class Cache(Generic[K, V]):
         return len(removed)
 
     def evict(self, n: int, /) -> int:
-        """Remove the `n` least recently used entries and return how many there were."""
+        """Evict the `n` entries that are next to leave and return how many there were."""
         n = check_count("n", n, minimum=0, maximum=None)
         ticks = self._ticks() if n and self._timed else UNREAD
         removed: Removed = []
-        while len(removed) < n and self._evict_oldest(ticks, removed):
+        while len(removed) < n and self._evict_next(ticks, removed):
             pass
         self._notify(removed)
         return len(removed)
@@ -431,9 +458,15 @@ class Cache(Generic[K, V]):
         """Allow `maxsize` entries from now on and return how many were evicted for that."""
         maxsize = check_count("maxsize", maxsize)
         ticks = self._ticks() if self._timed and maxsize < self._count else UNREAD
+        if self._weigher is None and maxsize != self._maxsize:
+            if self._adaptive is not None:
+                self._adapt(maxsize)
+            self._queues.limit = self._queues.window_target = maxsize
+            if self._adaptive is not None:
+                self._queues.share(maxsize // 100)
         self._maxsize = maxsize
         removed: Removed = []
-        while self._count > maxsize and self._evict_oldest(ticks, removed):
+        while self._count > maxsize and self._evict_next(ticks, removed):
             pass
         self._notify(removed)
         return len(removed)
@@ -441,10 +474,13 @@ class Cache(Generic[K, V]):
     def clear(self) -> None:
         """Remove every entry, with cause EXPLICIT. O(len(self))."""
         index: dict[int, tuple[_Entry, ...]] = {}
-        order: OrderedDict[_Entry, None] = OrderedDict()
+        queues: list[OrderedDict[_Entry, None]] = [OrderedDict() for _ in range(3)]
+        weight = [0, 0, 0]
         # Operators only.
         index, self._index = self._index, index
-        order, self._order = self._order, order
+        queues, self._queues.queues = self._queues.queues, queues
+        self._queues.weight = weight
+        self._queues.moves += 1
         if self._count:
             self._version += 1
         self._removals += self._count
@@ -452,20 +488,21 @@ class Cache(Generic[K, V]):
         self._count = self._weight = self._timed = 0
         # The rest concerns nobody else.
         if self._on_removal is not None:
-            self._notify([(e.key, e.value, RemovalCause.EXPLICIT) for e in order])
+            old = [*queues[PROBATION], *queues[WINDOW], *queues[PROTECTED]]
+            self._notify([(e.key, e.value, RemovalCause.EXPLICIT) for e in old])
 
     # -- snapshots -----------------------------------------------------------------------------
 
     def keys(self) -> list[K]:
-        """Return the keys of the live entries, least recently used first."""
+        """Return the keys of the live entries, the next to leave first."""
         return [entry.key for entry in self._live()]
 
     def values(self) -> list[V]:
-        """Return the values of the live entries, least recently used first."""
+        """Return the values of the live entries, the next to leave first."""
         return [entry.value for entry in self._live()]
 
     def items(self) -> list[tuple[K, V]]:
-        """Return the (key, value) pairs of the live entries, least recently used first."""
+        """Return the (key, value) pairs of the live entries, the next to leave first."""
         return [(entry.key, entry.value) for entry in self._live()]
 
     def __len__(self) -> int:
@@ -491,8 +528,11 @@ class Cache(Generic[K, V]):
 
     def stats(self) -> CacheStats:
         """Return the counters and the present size."""
-        size = sys.getsizeof(self) + sys.getsizeof(self._index) + sys.getsizeof(self._order)
-        oldest = self._oldest()
+        size = sys.getsizeof(self) + sys.getsizeof(self._index)
+        size += sum([sys.getsizeof(queue) for queue in self._queues.queues])
+        if self._adaptive is not None:
+            size += 16 * self._adaptive.size
+        oldest = self._queues.first()
         if oldest is not None:
             size += self._count * (sys.getsizeof(oldest) + sys.getsizeof((oldest,)))
         return CacheStats(
@@ -621,49 +661,76 @@ class Cache(Generic[K, V]):
         ticks: float,
         removed: Removed,
     ) -> None:
-        """Store a value that was weighed; what leaves is appended to `removed`."""
+        """Store a value that was weighed; what leaves is appended to `removed`.
+
+        An error from nowhere, as of a signal handler, must not leave the cache over its limits.
+        """
         deadline = _deadline(ticks, ttl)
-        while True:
-            chain = self._index.get(hashed, ())
-            entry = self._find(hashed, key)
-            if entry is not None and entry.expired(ticks):
-                self._remove(entry, RemovalCause.EXPIRED, removed)
-            elif entry is None:
-                fresh = _Entry(hashed, key, value, deadline, weight)
-                self._make_room(1, weight, ticks, removed)
-                if self._link(fresh, chain):
-                    self._sets += 1
-                    return
-            else:
-                old = self._overwrite(entry, value, deadline, weight)
-                if old is not _MISSING:
-                    self._sets += 1
-                    removed.append((entry.key, old, RemovalCause.REPLACED))
-                    self._promote(entry)
-                    self._make_room(0, 0, ticks, removed)
-                    return
+        fresh = _Entry(hashed, key, value, deadline, weight)
+        entry: _Entry | None = None
+        if self._is_adaptive:
+            fresh.mixed = mix(hashed, self._salt)
+        try:
+            while True:
+                chain = self._index.get(hashed, ())
+                entry = self._find(hashed, key)
+                if self._is_adaptive and self._adaptive is None and self._must_adapt(weight):
+                    self._adapt(self._entries_expected())
+                if entry is not None and entry.expired(ticks):
+                    self._remove(entry, RemovalCause.EXPIRED, removed)
+                elif entry is None:
+                    fresh.age = self._queues.age
+                    if not self._is_adaptive:
+                        self._make_room(1, weight, ticks, removed)
+                    if self._link(fresh, chain):
+                        self._sets += 1
+                        if self._is_adaptive:
+                            self._settle(fresh, ticks, removed, rose=True)
+                        return
+                else:
+                    old = self._overwrite(entry, value, deadline, weight)
+                    if old is not _MISSING:
+                        self._sets += 1
+                        removed.append((entry.key, old, RemovalCause.REPLACED))
+                        if self._is_adaptive:
+                            rose = self._queues.hit(entry)
+                            self._settle(entry, ticks, removed, rose=rose, held=True)
+                        else:
+                            self._promote(entry)
+                            self._make_room(0, 0, ticks, removed)
+                        return
+        except BaseException:
+            if self._is_over():
+                self._remove(fresh if entry is None else entry, RemovalCause.SIZE, removed)
+            raise
 
     def _link(self, entry: _Entry, chain: tuple[_Entry, ...]) -> bool:
-        """Insert `entry` as the most recently used; False if `chain` is stale or room is short."""
+        """Insert `entry` as the newest; False if `chain` is stale or, for "lru", room is short."""
         hashed = entry.hashed
         longer = (*chain, entry)
         # Operators only.
         current = self._index[hashed] if hashed in self._index else ()  # noqa: SIM401
-        if current is not chain or self._count >= self._maxsize:
+        if current is not chain:
             return False
-        if self._weight + entry.weight > self._limit:
+        if not self._is_adaptive and (
+            self._count >= self._maxsize or self._weight + entry.weight > self._limit
+        ):
             return False
-        self._order[entry] = None
+        self._queues.queues[WINDOW][entry] = None
         try:
             self._index[hashed] = longer
         except MemoryError:
-            del self._order[entry]
+            del self._queues.queues[WINDOW][entry]
             raise
+        self._queues.weight[WINDOW] += entry.weight or 1
         entry.epoch = self._epoch
         self._count += 1
         self._weight += entry.weight
         self._timed += entry.deadline is not None
         self._version += 1
+        if self._is_adaptive and (entry.weight or 1) > self._queues.window_target:
+            # Too heavy for the window, it is tested first (as in Caffeine): one call, at the end.
+            self._queues.queues[WINDOW].move_to_end(entry, last=False)
         return True
 
     def _unlink(self, entry: _Entry) -> bool:
@@ -680,7 +747,8 @@ class Cache(Generic[K, V]):
                     self._index[hashed] = shorter
                 else:
                     del self._index[hashed]
-                del self._order[entry]
+                del self._queues.queues[entry.queue][entry]
+                self._queues.weight[entry.queue] -= entry.weight or 1
                 entry.epoch = DEAD
                 self._count -= 1
                 self._weight -= entry.weight
@@ -698,24 +766,98 @@ class Cache(Generic[K, V]):
         self._timed += (deadline is not None) - (entry.deadline is not None)
         entry.deadline = deadline
         self._weight += weight - entry.weight
+        self._queues.weight[entry.queue] += (weight or 1) - (entry.weight or 1)
         entry.weight = weight
         return old
 
     def _promote(self, entry: _Entry) -> None:
-        """Make `entry` the most recently used, if it is still there."""
-        if entry.epoch == self._epoch:  # operators only, then one call
-            self._order.move_to_end(entry)
+        """Note a hit of `entry`: "lru" makes it the most recently used, if it is still there."""
+        if self._is_adaptive:
+            self._sample(entry, rose=self._queues.hit(entry))
+        elif entry.epoch == self._epoch:  # operators only, then one call
+            self._queues.queues[WINDOW].move_to_end(entry)
 
-    def _oldest(self) -> _Entry | None:
-        """Return the least recently used entry."""
-        for entry in self._order:
-            return entry
-        return None
+    def _sample(self, entry: _Entry, *, rose: bool) -> None:
+        """Let the shadows play a request, if its key is sampled."""
+        adaptive = self._adaptive
+        if adaptive is not None and sampled(adaptive, entry.mixed):
+            adaptive.request(self._queues, entry.mixed, rose=rose)
+
+    def _must_adapt(self, weight: int) -> bool:
+        """Tell whether the cache is so full that the policy needs its sketch and shadows.
+
+        At the latest when the entry that comes, of `weight`, makes another leave.
+        """
+        if self._weigher is not None:
+            if self._weight + weight > self._limit:
+                return True
+            if self._count >= 16 and self._weight >= self._limit - self._limit // 2:
+                return True
+        if self._maxsize >= DEFER:
+            return self._count >= self._maxsize // 2
+        return self._count >= min(16, self._maxsize // 2)
+
+    def _entries_expected(self) -> int:
+        """Return how many entries a full cache will hold, as far as its weights tell."""
+        if self._weigher is None or self._weight == 0:
+            return self._maxsize
+        expected = float(self._count) * float(self._limit) / float(self._weight)
+        if expected >= float(self._maxsize):
+            return self._maxsize
+        return min(self._maxsize, max(16, int(expected)))
+
+    def _adapt(self, entries: int) -> None:
+        """Begin to adapt, to a cache of about so many entries, or begin anew after a resize."""
+        queues = self._queues
+        self._adaptive = Adaptive(entries, self._salt, queues.age)
+        queues.sketch = self._adaptive.sketch
+        queues.share(queues.limit // 100)
+
+    def _next_out(self, ticks: float) -> _Entry | None:
+        """Return the entry that must leave next; "adaptive" prefers what has expired."""
+        if self._is_adaptive and self._timed:
+            for queue in (WINDOW, PROBATION, PROTECTED):
+                entry = self._queues.oldest(queue)
+                if entry is not None and entry.expired(ticks):
+                    return entry
+        if self._adaptive is not None:
+            return self._queues.evict()
+        if self._is_adaptive:  # all are in the window still
+            return self._queues.window_oldest()
+        return self._queues.oldest(WINDOW)
+
+    def _is_over(self) -> bool:
+        """Tell whether something must leave."""
+        return self._count > self._maxsize or self._weight > self._limit
+
+    def _settle(
+        self, entry: _Entry, ticks: float, removed: Removed, *, rose: bool, held: bool = False
+    ) -> None:
+        """Note the use of an entry just stored and let leave what must.
+
+        That may be the newcomer itself, but not an entry that was `held` already.
+        """
+        queues = self._queues
+        self._sample(entry, rose=rose)
+        if self._weigher is not None and self._adaptive is not None and self._is_over():
+            self._adaptive.fit(queues, min(self._limit, sum(queues.weight)))
+        while self._is_over():
+            victim = self._next_out(ticks)
+            if victim is entry and held:
+                others = (other for other in queues.walk() if other is not entry)
+                victim = next(others, None)
+            if victim is None:
+                break
+            cause = RemovalCause.EXPIRED if victim.expired(ticks) else RemovalCause.SIZE
+            if self._remove(victim, cause, removed) and victim is entry:
+                self._rejections += 1
+        queues.overflow()
 
     def _remove(self, entry: _Entry, cause: RemovalCause, removed: Removed) -> bool:
         """Unlink, count and note `entry`; False when it is no longer in the cache."""
         if not self._unlink(entry):
             return False
+        self._queues.left(entry)
         if cause is RemovalCause.EXPLICIT:
             self._removals += 1
         elif cause is RemovalCause.EXPIRED:
@@ -732,9 +874,9 @@ class Cache(Generic[K, V]):
         self._notify(removed)
         return done
 
-    def _evict_oldest(self, ticks: float, removed: Removed) -> bool:
-        """Remove the least recently used entry; False if there is none."""
-        entry = self._oldest()
+    def _evict_next(self, ticks: float, removed: Removed) -> bool:
+        """Remove the entry that must leave next; False if there is none."""
+        entry = self._next_out(ticks)
         if entry is None:
             return False
         cause = RemovalCause.EXPIRED if entry.expired(ticks) else RemovalCause.SIZE
@@ -744,7 +886,7 @@ class Cache(Generic[K, V]):
     def _make_room(self, count: int, weight: int, ticks: float, removed: Removed) -> None:
         """Evict until `count` more entries of `weight` in all fit."""
         while self._count + count > self._maxsize or self._weight + weight > self._limit:
-            if not self._evict_oldest(ticks, removed):
+            if not self._evict_next(ticks, removed):
                 return
 
     def _notify(self, removed: Removed) -> None:
@@ -759,18 +901,23 @@ class Cache(Generic[K, V]):
                 _report_unraisable(error, callback)
 
     def _live(self) -> list[_Entry]:
-        """Return the live entries, least recently used first."""
+        """Return the live entries, the next to leave first."""
         if not self._timed:
-            return list(self._order)
+            return self._queues.walk()
         ticks = self._ticks()
-        return [entry for entry in list(self._order) if not entry.expired(ticks)]
+        return [entry for entry in self._queues.walk() if not entry.expired(ticks)]
 
     def _check(self) -> None:
         """Raise AssertionError naming the first broken invariant."""
-        ordered = list(self._order)
+        ordered = self._queues.walk()
         chained = [entry for chain in self._index.values() for entry in chain]
         assert set(map(id, ordered)) == set(map(id, chained)), "invariant 1: order and index differ"
-        assert len(ordered) == len(chained), "invariant 1: an entry is chained twice"
+        assert len(ordered) == len(chained), "invariant 1: an entry is chained or queued twice"
+        for number, queue in enumerate(self._queues.queues):
+            assert all(e.queue == number for e in queue), "invariant 1: entry on a wrong queue"
+            total = sum(e.weight or 1 for e in queue)
+            assert total == self._queues.weight[number], "invariant 5: weight of a queue"
+            assert not queue or number == WINDOW or self._is_adaptive, "invariant 1: lru, one queue"
         for hashed, chain in self._index.items():
             assert all(e.hashed == hashed for e in chain), "invariant 1: entry in a wrong chain"
             assert chain, "invariant 4: empty chain"

@@ -40,16 +40,34 @@ def large() -> Any:
     return cache
 
 
-def full() -> Any:
-    cache = Cache(40, max_weight=40, weigher=lambda key, value: value if type(value) is int else 1)
+def full(policy: str = "lru") -> Any:
+    cache = Cache(40, policy=policy, max_weight=40, weigher=lambda key, value: value)
     for i in range(40):
         cache[i] = 1
     return cache
 
 
+def before_adapting() -> Any:
+    """One entry more, and the policy needs its sketch."""
+    cache = Cache(40)
+    for i in range(16):
+        cache[i] = i
+    assert cache.stats().bytes < 4000
+    return cache
+
+
+def adaptive(**kwargs: Any) -> Any:
+    """A full cache that takes the next newcomer in and lets another one leave."""
+    cache = Cache(40, timer=clock, **kwargs)
+    for i in range(80):
+        cache[i] = i
+        cache.get(i // 2)
+    return cache
+
+
 KEYS = [str(i) for i in range(8)]
 PAIRS = [(str(i), i) for i in range(4, 30)]
-WHOLE, PREFIX = "whole", "prefix"
+WHOLE, PREFIX, LESS = "whole", "prefix", "less"
 
 # name, how the cache is made, what is done, what a failure may leave, fewest failures expected
 CASES: list[tuple[str, Callable[[], Any], Callable[[Any], Any], str, int]] = [
@@ -70,6 +88,16 @@ CASES: list[tuple[str, Callable[[], Any], Callable[[Any], Any], str, int]] = [
     ("overwrite expired", timed, lambda c: c.set("1", 1), WHOLE, 0),
     ("set evicting many", full, lambda c: c.set("new", 39), WHOLE, 1),
     ("overwrite evicting many", full, lambda c: c.set(39, 38), WHOLE, 1),
+    ("set many weights, adaptive", lambda: full("adaptive"), lambda c: c.set(0, 39), LESS, 1),
+    ("set that begins to adapt", before_adapting, lambda c: c.set("new", 1), WHOLE, 1),
+    ("set into a full one", adaptive, lambda c: c.set("new", 1), WHOLE, 0),
+    ("overwrite in a full one", adaptive, lambda c: c.set(79, 1), WHOLE, 0),
+    ("get from a full one", adaptive, lambda c: c.get(79), WHOLE, 0),
+    ("set_many into a full one", adaptive, lambda c: c.set_many(PAIRS), PREFIX, 1),
+    ("evict from a full one", adaptive, lambda c: c.evict(30), WHOLE, 1),
+    ("resize a full one up", adaptive, lambda c: c.resize(9000), WHOLE, 4),
+    ("resize a full one down", adaptive, lambda c: c.resize(3), WHOLE, 2),
+    ("clear a full one", adaptive, lambda c: c.clear(), WHOLE, 1),
     ("too heavy", full, lambda c: refused(c.set, 1, 99), WHOLE, 2),
     ("setdefault", small, lambda c: c.setdefault("new", 1), WHOLE, 3),
     ("get_many", small, lambda c: c.get_many(KEYS), WHOLE, 3),
@@ -147,6 +175,9 @@ def main() -> None:
             if leaves == WHOLE:
                 assert contents(cache) == before, (name, n, before, contents(cache))
                 assert cache.stats()[2:6] == counters[2:], (name, n, counters, cache.stats())
+            elif leaves == LESS:
+                assert {k for k, _ in contents(cache)[0]} <= {k for k, _ in before[0]}, (name, n)
+                assert cache.weight <= cache.max_weight, (name, n)
         else:
             raise AssertionError(f"{name} never succeeded")
         assert failures >= floor, f"{name}: {failures} failures, expected {floor}"

@@ -1,0 +1,222 @@
+"""The policy "adaptive": its limits, what it keeps, what it refuses; both twins."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+
+from beastcore import RemovalCause
+from cache_lockstep import salted
+from support import FakeClock, Twin
+
+
+def make(engine: Twin, *args: Any, salt: int = 1, **kwargs: Any) -> Any:
+    """Return a cache with a known salt."""
+    with salted(engine, salt):
+        return engine.Cache(*args, **kwargs)
+
+
+def play(cache: Any, keys: list[Any]) -> float:
+    """Look each key up and write it if it is absent; return the ratio of hits."""
+    before = cache.stats().hits
+    for key in keys:
+        if cache.get(key) is None:
+            cache[key] = 1
+    return (cache.stats().hits - before) / len(keys)
+
+
+def test_the_salt_is_drawn_from_the_system(engine: Twin) -> None:
+    """What `salted` replaces is what the cache asks: other salts, other choices."""
+
+    def left(salt: int) -> list[int]:
+        cache = make(engine, 100, salt=salt)
+        rng = random.Random(1)
+        play(cache, [int(400 * rng.random() ** 2) for _ in range(4000)])
+        return cache.keys()
+
+    assert left(1) == left(1)
+    assert len({tuple(left(salt)) for salt in range(5)}) > 1
+
+
+@pytest.mark.parametrize("maxsize", [1, 2, 3, 7, 40, 64, 200, 1000])
+def test_never_more_than_maxsize(engine: Twin, maxsize: int) -> None:
+    rng = random.Random(maxsize)
+    cache = make(engine, maxsize)
+    for step in range(3000):
+        key = int(4 * maxsize * rng.random() ** 2)
+        if cache.get(key) is None:
+            cache.set(key, key, rng.choice([None, 60.0]))
+        if step % 50 == 7:
+            cache.pop(rng.randrange(4 * maxsize), None)
+        assert len(cache) <= maxsize
+        if step % 100 == 0:
+            cache._check()
+    assert len(set(cache.keys())) == len(cache) >= maxsize - 1
+
+
+@pytest.mark.parametrize("maxsize", [10, 100, 100_000])
+@pytest.mark.parametrize("weights", [(0,), (1,), (0, 1, 5), (1, 2, 50), (70, 100), (100,)])
+def test_weights_stay_within_max_weight(
+    engine: Twin, maxsize: int, weights: tuple[int, ...]
+) -> None:
+    rng = random.Random(5)
+    cache = make(engine, maxsize, max_weight=100, weigher=lambda k, v: v)
+    for step in range(1500):
+        key = int(60 * rng.random() ** 2)
+        if cache.get(key) is None or step % 9 == 0:
+            cache[key] = rng.choice(weights)
+        assert cache.weight <= 100
+        assert len(cache) <= maxsize
+        if step % 20 == 0:
+            cache._check()
+    assert cache.weight == sum(cache.values())
+
+
+def test_a_few_heavy_entries_fill_it(engine: Twin) -> None:
+    """So few entries that the policy has not begun to adapt when the first must leave."""
+    cache = make(engine, 10**6, max_weight=100, weigher=lambda k, v: v)
+    for i in range(50):
+        cache[i] = 30
+        cache._check()
+        assert len(cache) == min(i + 1, 3)
+
+
+@pytest.mark.parametrize("size", [3, 8, 15, 16, 40])
+def test_shrinking_before_it_is_full(engine: Twin, size: int) -> None:
+    """`resize` and `evict` of a cache that has no sketch yet."""
+    for shrink in (lambda c: c.resize(2), lambda c: c.evict(size - 2)):
+        cache = make(engine, 1000)
+        for i in range(size):
+            cache[i] = i
+        cache.get(0)
+        assert shrink(cache) == size - 2
+        cache._check()
+        assert len(cache) == 2
+        cache["new"] = 1
+        cache._check()
+
+
+@pytest.mark.parametrize("heavy", [50, 300, 1000])
+def test_heavy_newcomers_do_not_flush_light_entries(engine: Twin, heavy: int) -> None:
+    cache = make(engine, 10_000, max_weight=1000, weigher=lambda k, v: v)
+    hot = range(400)
+    for _ in range(4):
+        for key in hot:
+            if cache.get(key) is None:
+                cache[key] = 1
+    for i in range(300):  # one-off
+        cache["heavy", i] = heavy
+        for key in random.Random(i).sample(hot, 20):
+            if cache.get(key) is None:
+                cache[key] = 1
+    cache._check()
+    assert sum(key in cache for key in hot) > 360
+
+
+def test_a_count_bounds_a_weighed_cache_that_is_far_from_full(engine: Twin) -> None:
+    """The window has its share of what is held, not of a max_weight never reached."""
+    rng = random.Random(3)
+    stream = [int(300 * rng.random() ** 4) for _ in range(6000)]
+    scan = itertools.count(1000)
+    keys = [k for key in stream for k in (key, next(scan))]
+    plain = play(make(engine, 60), keys)
+    bounded = make(engine, 60, max_weight=10**9, weigher=lambda k, v: v)
+    assert play(bounded, keys) == pytest.approx(plain, abs=0.03)
+
+
+def test_a_scan_does_not_flush_what_is_used_often(engine: Twin) -> None:
+    rng = random.Random(2)
+    scan = itertools.count(10**6)
+    keys: list[int] = []
+    for _ in range(60):
+        keys += [int(150 * rng.random() ** 2) for _ in range(100)]
+        keys += [next(scan) for _ in range(150)]
+    best = play(make(engine, 100), keys)
+    lru = play(make(engine, 100, policy="lru"), keys)
+    assert best > lru + 0.02, (best, lru)
+
+
+def test_recency_alone(engine: Twin) -> None:
+    """Each key seen twice, then never: no policy of frequency alone would keep up with "lru"."""
+    keys = [n for i in range(0, 20_000, 50) for n in [*range(i, i + 50)] * 2]
+    best = play(make(engine, 100), keys)
+    lru = play(make(engine, 100, policy="lru"), keys)
+    assert lru == 0.5
+    assert best > 0.4
+
+
+def test_a_refused_newcomer(engine: Twin) -> None:
+    seen: list[Any] = []
+    cache = make(engine, 100, on_removal=lambda *a: seen.append(a))
+    for _ in range(6):
+        play(cache, list(range(100)))
+    assert seen == []
+    for i in range(300):
+        before = cache.stats()
+        seen.clear()
+        cache["new", i] = i
+        stats = cache.stats()
+        assert (stats.sets, stats.evictions) == (before.sets + 1, before.evictions + 1)
+        assert len(seen) == 1
+        refused = stats.rejections - before.rejections
+        assert refused == (seen == [(("new", i), i, RemovalCause.SIZE)])
+        assert refused == (("new", i) not in cache)
+    assert sum(key in cache for key in range(100)) > 90
+
+
+def test_a_newcomer_too_heavy_for_its_use_is_refused(engine: Twin) -> None:
+    seen: list[Any] = []
+    cache = make(
+        engine, 1000, max_weight=100, weigher=lambda k, v: v, on_removal=lambda *a: seen.append(a)
+    )
+    for _ in range(5):
+        for key in range(100):
+            if cache.get(key) is None:
+                cache[key] = 1
+    seen.clear()
+    cache["heavy"] = 90
+    assert "heavy" not in cache
+    assert seen[-1] == ("heavy", 90, RemovalCause.SIZE)
+    assert cache.stats().rejections == 1
+    assert len(cache) > 90
+
+
+def test_an_overwrite_that_grows_evicts_others_only(engine: Twin) -> None:
+    for grown in range(10):
+        cache = make(engine, 100, max_weight=10, weigher=lambda k, v: v, salt=grown)
+        for key in range(10):
+            cache[key] = 1
+        cache[grown] = 10
+        assert cache.items() == [(grown, 10)]
+        assert cache.stats().rejections == 0
+
+
+def test_what_has_expired_leaves_with_its_own_cause(engine: Twin, clock: FakeClock) -> None:
+    seen: list[Any] = []
+    cache = make(engine, 20, timer=clock, on_removal=lambda k, v, cause: seen.append(cause))
+    for i in range(20):
+        cache.set(i, i, 1)
+    clock.advance(5)
+    for i in range(20, 40):
+        cache[i] = i
+    stats = cache.stats()
+    assert seen.count(RemovalCause.EXPIRED) == stats.expirations >= 15
+    assert seen.count(RemovalCause.SIZE) == stats.evictions
+    cache.expire()
+    assert cache._check() is None
+
+
+def test_the_policy_goes_on_after_clear_and_resize(engine: Twin) -> None:
+    rng = random.Random(8)
+    cache = make(engine, 64)
+    for size in (64, 20, 200, 1, 3000, 64):
+        cache.resize(size)
+        play(cache, [int(500 * rng.random() ** 2) for _ in range(1500)])
+        cache._check()
+        assert len(cache) <= size
+        cache.clear()
+        cache._check()
+        assert cache.items() == []
