@@ -64,9 +64,9 @@ def _mapping(cache: Any) -> Store:
     return Store(cache, get=cache.get, has=cache.__contains__, size=cache.__len__)
 
 
-def _beastcore(ttl: float | None) -> Callable[[Any, int], Store]:
+def _beastcore(ttl: float | None, policy: str = "adaptive") -> Callable[[Any, int], Store]:
     def store(module: Any, size: int) -> Store:
-        cache = module.Cache(size, ttl)
+        cache = module.Cache(size, ttl, policy=policy)
         found = _mapping(cache)
         found.get_many = cache.get_many
         return found
@@ -133,7 +133,9 @@ PEERS = [
         "beastcore",
         _beastcore(None),
         lambda module, size, function: module.cached(maxsize=size)(function),
+        exact=False,
     ),
+    Peer("beastcore, lru", BEASTCORE, "beastcore", _beastcore(None, "lru")),
     Peer(
         "beastcore, TTL",
         BEASTCORE,
@@ -141,6 +143,7 @@ PEERS = [
         _beastcore(TTL),
         lambda module, size, function: module.cached(maxsize=size, ttl=TTL)(function),
         ttl=True,
+        exact=False,
     ),
     Peer(
         "cachebox LRUCache",

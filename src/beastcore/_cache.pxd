@@ -9,8 +9,8 @@ from beastcore._policy cimport Adaptive, Link, Policy, Sketch
 cdef struct Slot:
     PyObject* key       # owned; NULL in a free slot
     PyObject* value     # owned
-    uint32_t hash       # mixed hash: its high bits are the home position, its low bits the tag;
-                        # from here on the record is a `Meta` of the policy
+    # from here on the record is a `Meta` of the policy
+    uint32_t hash       # mixed hash: its high bits are the home position, its low bits the tag
     uint32_t expiry     # tick from which on the entry is expired; meaningful with HAS_TTL
     uint32_t flags      # HAS_TTL, HAS_GC, and the policy's
     uint32_t weight     # 1 without a weigher
