@@ -30,7 +30,8 @@ def engine() -> None:
     assert beastcore.compiled
     clock = Clock()
     removed: list[object] = []
-    cache = beastcore.Cache(2, 10.0, timer=clock, on_removal=lambda *args: removed.append(args))
+    told = removed.append
+    cache = beastcore.Cache(2, 10.0, policy="lru", timer=clock, on_removal=lambda *args: told(args))
     cache["a"] = 1
     cache.set_many({"b": 2, "c": 3})
     assert "a" not in cache
