@@ -210,13 +210,13 @@ class ThreadedAsyncStore:
             running.add_done_callback(_close_watch)
 
     def _tell_unheard(self, future: Future[Any]) -> None:
-        with self._lock:
-            self.unheard_commits += 1
         error = future.exception()
         if error is None:
             logger.info("a commit succeeded after its caller stopped waiting for it")
         else:
             logger.warning("a commit failed after its caller stopped waiting for it: %s", error)
+        with self._lock:  # counted last: whoever sees the count finds the log complete
+            self.unheard_commits += 1
 
 
 def _forget(future: asyncio.Future[Any]) -> None:
