@@ -4,16 +4,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from beastcore._policy cimport Adaptive, Link, Policy, Sketch
-
-
-cdef struct Slot:
-    PyObject* key       # owned; NULL in a free slot
-    PyObject* value     # owned
-    # from here on the record is a `Meta` of the policy
-    uint32_t hash       # mixed hash: its high bits are the home position, its low bits the tag
-    uint32_t expiry     # tick from which on the entry is expired; meaningful with HAS_TTL
-    uint32_t flags      # HAS_TTL, HAS_GC, and the policy's
-    uint32_t weight     # 1 without a weigher
+from beastcore._table cimport Index, Slot
 
 
 cdef struct Gone:
@@ -34,8 +25,7 @@ cdef class Cache:
     cdef object __weakref__
     # hot: what a hit reads
     cdef Slot* slots
-    cdef uint32_t* index
-    cdef uint32_t index_mask, index_shift, slot_bits, slot_mask
+    cdef Index index
     cdef uint64_t salt
     cdef Link* links
     cdef Policy policy_state
@@ -92,8 +82,6 @@ cdef class Cache:
     cdef uint64_t entries_expected(self) noexcept
     cdef uint64_t weight_when_full(self) noexcept
     cdef void hand_out(self, Batch* batch, Batch* out) noexcept
-    cdef void index_insert(self, uint32_t s) noexcept
-    cdef void index_remove(self, uint32_t s) noexcept
     cdef void take(self, uint32_t s, int cause, Gone* gone) noexcept
     cdef int drop(self, uint32_t s, int cause) except -1
     cdef void release(self, Gone* gone, Py_ssize_t n) noexcept

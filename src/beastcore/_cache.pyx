@@ -5,10 +5,8 @@ Data structure
     `slots`   an array of 32-byte slots: key, value, mixed hash, expiry, flags, weight. Slots
               FIRST_SLOT..high have been used; free ones are chained through `links.next`. There
               is one slot more than entries may be held, for the newcomer of a full cache.
-    `index`   open addressing with linear probing over 32-bit words, 0 = empty. The low
-              `slot_bits` bits of a word are a slot number, the others a tag of the mixed hash, so
-              that a probe looks into a slot only when its tag fits. Deletion shifts back; there
-              are no tombstones. Load <= 0.625.
+    `index`   open addressing over 32-bit words that hold a slot number, the distance from home
+              and a tag of the mixed hash; described in _table.pxd.
     `links`   three circular queues through the sentinels 0 to 2 (WINDOW, PROBATION, PROTECTED):
               a sentinel's `next` is the newest slot, its `prev` the oldest. Which entry leaves is
               decided in _policy.pxd; "lru" uses the first queue alone, in order of use.
@@ -22,7 +20,7 @@ Invariants (`_check()` verifies them by number)
     2  The queues are circular and doubly linked over exactly the used slots, each of which knows
        its queue; the policy knows each queue's weight.
     3  Each used slot is found in the index from its home position without passing an empty word,
-       under its own number and tag; the index holds no other words.
+       under its own number, distance and tag; the index holds no other words.
     4  weight_ is the sum of the weights, <= max_weight_; each weight <= max_weight_.
     5  n_ttl and n_gc count the slots with HAS_TTL and HAS_GC; HAS_GC is set if the type of the
        key or the value takes part in garbage collection.
@@ -82,6 +80,17 @@ from beastcore._policy cimport (
     queue_drop,
     queue_move,
     queue_push,
+)
+
+from beastcore._table cimport (
+    Index,
+    Slot,
+    index_add,
+    index_drop,
+    index_home,
+    index_place,
+    index_shape,
+    index_word,
 )
 
 from collections.abc import Mapping
@@ -194,7 +203,7 @@ cdef class Cache:
                   timer=None, on_removal=None):
         self.slots = NULL
         self.links = NULL
-        self.index = NULL
+        self.index.words = NULL
         self.adaptive = NULL
         # User code runs from the first check on and may find the cache through
         # `gc.get_objects()`: it is a cache of one entry until all is known.
@@ -292,22 +301,19 @@ cdef class Cache:
 
     cdef uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF:
         """Return the slot of `key`, expired or not, or 0. No Python code runs after the answer."""
-        cdef uint32_t place, word, s
-        cdef uint32_t tag = mixed << self.slot_bits
+        cdef Index* x = &self.index
+        cdef uint32_t place = index_home(x, mixed), tag = mixed << x.tag_shift, word, s
         cdef uint64_t version
         cdef PyObject* held
         cdef int same
-        place = mixed >> self.index_shift
         while True:
-            word = self.index[place]
-            if word == 0:
-                return 0
-            if (word ^ tag) >> self.slot_bits == 0:
-                s = word & self.slot_mask
+            word = x.words[place]
+            if (word ^ tag) >> x.tag_shift == 0:
+                s = word & x.slot_mask
                 held = self.slots[s].key
                 if held == <PyObject*>key:
                     return s
-                if self.slots[s].hash == mixed:
+                if s != 0 and self.slots[s].hash == mixed:
                     same = same_key(held, <PyObject*>key)
                     if same == 1:
                         return s
@@ -318,7 +324,11 @@ cdef class Cache:
                             return s
                         if same == 2 or self.version != version:
                             return self.find_again(key, mixed)
-            place = (place + 1) & self.index_mask
+            if word == 0:
+                return 0
+            place += 1
+            if place == x.size:
+                place = 0
 
     cdef uint32_t find_again(self, object key, uint32_t mixed) except 0xFFFFFFFF:
         """`find` once a comparison, or another thread during it, has changed the cache.
@@ -328,19 +338,20 @@ cdef class Cache:
         """
         cdef list different = []
         cdef object candidate
+        cdef Index* x = &self.index
         cdef uint32_t place, word, s, tag
         cdef uint64_t version
         cdef int same = 0
         for _ in range(RESTARTS):
-            tag = mixed << self.slot_bits
-            place = mixed >> self.index_shift
+            tag = mixed << x.tag_shift
+            place = index_home(x, mixed)
             while True:
-                word = self.index[place]
-                s = word & self.slot_mask
+                word = x.words[place]
+                s = word & x.slot_mask
                 if word == 0:
                     same = 0
                     break
-                if (word ^ tag) >> self.slot_bits == 0 and self.slots[s].hash == mixed:
+                if (word ^ tag) >> x.tag_shift == 0 and self.slots[s].hash == mixed:
                     if self.slots[s].key == <PyObject*>key:
                         same = 1
                         break
@@ -357,7 +368,9 @@ cdef class Cache:
                         if self.version != version:
                             same = 2
                             break
-                place = (place + 1) & self.index_mask
+                place += 1
+                if place == x.size:
+                    place = 0
             candidate = None
             if same != 2:
                 # Forgetting keys may run their destructors.
@@ -537,57 +550,26 @@ cdef class Cache:
         policy_share(&self.policy_state, self.policy_state.limit // 100)
         return 0
 
-    cdef void index_insert(self, uint32_t s) noexcept:
-        cdef uint32_t mixed = self.slots[s].hash
-        cdef uint32_t place = mixed >> self.index_shift
-        while self.index[place] != 0:
-            place = (place + 1) & self.index_mask
-        self.index[place] = (mixed << self.slot_bits) | s
-
-    cdef void index_remove(self, uint32_t s) noexcept:
-        """Remove the word of slot `s`, shifting back what probed past it (Knuth 6.4, R)."""
-        cdef uint32_t place = self.slots[s].hash >> self.index_shift
-        cdef uint32_t hole, word, home
-        while self.index[place] & self.slot_mask != s:
-            place = (place + 1) & self.index_mask
-        hole = place
-        while True:
-            place = (place + 1) & self.index_mask
-            word = self.index[place]
-            if word == 0:
-                break
-            home = self.slots[word & self.slot_mask].hash >> self.index_shift
-            if (place - home) & self.index_mask >= (place - hole) & self.index_mask:
-                self.index[hole] = word
-                hole = place
-        self.index[hole] = 0
-
     cdef int rebuild(self, uint32_t capacity) except -1:
         """Move everything to arrays for `capacity` entries, in order of use; O(size)."""
-        cdef uint32_t slot_bits = 1, index_bits = 3, s, queue, n = FIRST_SLOT - 1
-        while (<uint64_t>1 << slot_bits) < <uint64_t>capacity + FIRST_SLOT:
-            slot_bits += 1
-        while (<uint64_t>5 << index_bits) < <uint64_t>8 * capacity:
-            index_bits += 1
+        cdef uint32_t s, queue, n = FIRST_SLOT - 1
+        cdef Index index
+        index_shape(&index, capacity + FIRST_SLOT)
         cdef Slot* slots = <Slot*>PyMem_Calloc(<size_t>capacity + FIRST_SLOT, sizeof(Slot))
         cdef Link* links = <Link*>PyMem_Calloc(<size_t>capacity + FIRST_SLOT, sizeof(Link))
-        cdef uint32_t* index = <uint32_t*>PyMem_Calloc(<size_t>1 << index_bits, sizeof(uint32_t))
-        if slots == NULL or links == NULL or index == NULL:
+        index.words = <uint32_t*>PyMem_Calloc(index.size, sizeof(uint32_t))
+        if slots == NULL or links == NULL or index.words == NULL:
             PyMem_Free(slots)
             PyMem_Free(links)
-            PyMem_Free(index)
+            PyMem_Free(index.words)
             raise MemoryError(f"a cache of {capacity - 1} entries does not fit into memory")
         cdef Slot* old_slots = self.slots
         cdef Link* old_links = self.links
-        PyMem_Free(self.index)
+        PyMem_Free(self.index.words)
         self.slots = slots
         self.links = links
         self.index = index
         self.capacity = capacity
-        self.slot_bits = slot_bits
-        self.slot_mask = (<uint32_t>1 << slot_bits) - 1
-        self.index_shift = 32 - index_bits
-        self.index_mask = <uint32_t>((<uint64_t>1 << index_bits) - 1)
         self.policy_state.metas = <char*>&slots[0].hash
         self.policy_state.links = links
         self.free = 0
@@ -604,7 +586,7 @@ cdef class Cache:
                 links[n].next = links[queue].next
                 links[links[n].next].prev = n
                 links[queue].next = n
-                self.index_insert(n)
+                index_add(&self.index, slots[n].hash, n)
                 s = old_links[s].prev
         PyMem_Free(old_slots)
         PyMem_Free(old_links)
@@ -616,7 +598,7 @@ cdef class Cache:
         cdef Slot* slot = &self.slots[s]
         if self.adaptive != NULL:
             policy_left(&self.policy_state, s)
-        self.index_remove(s)
+        index_drop(&self.index, self.slots, s)
         queue_drop(&self.policy_state, s)
         gone.key = slot.key
         gone.value = slot.value
@@ -753,7 +735,7 @@ cdef class Cache:
             Py_INCREF(key)
             slot.hash = mixed
             slot.flags = 0
-            self.index_insert(s)
+            index_add(&self.index, mixed, s)
             self.size += 1
             self.version += 1
         slot.value = <PyObject*>value
@@ -1261,7 +1243,7 @@ cdef class Cache:
         """Return a `CacheStats`."""
         arrays = (<uint64_t>self.capacity + FIRST_SLOT) * (sizeof(Slot) + sizeof(Link))
         arrays += self.adaptive_room
-        arrays += (<uint64_t>self.index_mask + 1) * sizeof(uint32_t)
+        arrays += <uint64_t>self.index.size * sizeof(uint32_t)
         weighs = self.weigher is not None
         return CacheStats(
             self.hits, self.misses, self.sets, self.evictions, self.expirations, self.removals,
@@ -1328,7 +1310,7 @@ cdef class Cache:
     def _check(self):
         """Raise AssertionError if an invariant, named by its number, does not hold. O(slots)."""
         cdef uint32_t s, used = 0, freed = 0, seen = 0, before = 0, place, n_ttl = 0, n_gc = 0
-        cdef uint32_t queue, where
+        cdef uint32_t queue, where, far, word
         cdef uint64_t weight = 0, words = 0, total
         cdef Slot* slot
         for s in range(FIRST_SLOT, self.high + 1):
@@ -1344,14 +1326,15 @@ cdef class Cache:
                 assert slot.weight == 1, f"4: slot {s} weighs {slot.weight}"
             gc = is_gc(slot.key) or is_gc(slot.value)
             assert gc == bool(slot.flags & HAS_GC), f"5: slot {s} has a wrong HAS_GC"
-            place = slot.hash >> self.index_shift
-            while self.index[place] & self.slot_mask != s:
-                assert self.index[place] != 0, f"3: slot {s} cannot be found"
-                place = (place + 1) & self.index_mask
-            assert self.index[place] == (slot.hash << self.slot_bits) | s, f"3: tag of slot {s}"
-        for place in range(self.index_mask):
-            words += self.index[place] != 0
-        words += self.index[self.index_mask] != 0
+            place = index_place(&self.index, slot.hash, s)
+            assert self.index.words[place] != 0, f"3: slot {s} cannot be found"
+            far = place - index_home(&self.index, slot.hash)
+            if place < index_home(&self.index, slot.hash):
+                far += self.index.size
+            word = index_word(&self.index, slot.hash, far, s)
+            assert self.index.words[place] == word, f"3: the word of slot {s} is wrong"
+        for place in range(self.index.size):
+            words += self.index.words[place] != 0
         assert words == used, f"3: the index holds {words} words for {used} slots"
         s = self.free
         while s != 0:
@@ -1389,7 +1372,7 @@ cdef class Cache:
         """Become empty without releasing anything; the caller holds the references."""
         cdef uint32_t queue
         memset(self.slots, 0, (<size_t>self.high + 1) * sizeof(Slot))
-        memset(self.index, 0, (<size_t>self.index_mask + 1) * sizeof(uint32_t))
+        memset(self.index.words, 0, <size_t>self.index.size * sizeof(uint32_t))
         for queue in range(FIRST_SLOT):
             self.links[queue].prev = self.links[queue].next = queue
             self.policy_state.weight[queue] = 0
@@ -1403,12 +1386,12 @@ cdef class Cache:
         cdef Slot* slots = self.slots
         cdef uint32_t high = self.high, s
         PyMem_Free(self.links)
-        PyMem_Free(self.index)
+        PyMem_Free(self.index.words)
         PyMem_Free(self.adaptive)
         self.adaptive = NULL
         self.slots = NULL
         self.links = NULL
-        self.index = NULL
+        self.index.words = NULL
         self.size = self.high = 0
         if slots != NULL:
             for s in range(FIRST_SLOT, high + 1):
