@@ -81,11 +81,12 @@ def isolated() -> Callable[..., str]:
     """Run a script of tests/leaks/isolated in its own process; exit code 0 or the test fails."""
 
     def run(name: str, *args: Any, pure: bool = False, timeout: float = 60.0) -> str:
-        script = ROOT / "tests" / "leaks" / "isolated" / name
+        folder = ROOT / "tests" / "leaks" / "isolated"
+        script = folder / name
         environ = {key: value for key, value in os.environ.items() if key != "BEASTCORE_PURE"}
         if pure:
             environ["BEASTCORE_PURE"] = "1"
-        paths = [str(ROOT / "tests"), environ.get("PYTHONPATH", "")]
+        paths = [str(ROOT / "tests"), str(folder), environ.get("PYTHONPATH", "")]
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         done = subprocess.run(
             [sys.executable, str(script), *map(str, args)],

@@ -89,6 +89,7 @@ cdef class ConnectionTable:
     cdef int take(self, list found, int64_t now) except -1
     cdef int guard(self, int64_t now) except -1
     cdef list given(self, object conns)
+    cdef Py_ssize_t note_many(self, object conns, bint pinged) except -1
     cdef int check_conns(self, list conns) except -1
 
 

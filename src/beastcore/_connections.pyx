@@ -815,17 +815,7 @@ cdef class ConnectionTable:
         TypeError for an item that is no Conn, ValueError for one of another table; then nothing
         was noted. O(conns).
         """
-        cdef list handles = self.given(conns)
-        cdef uint32_t now = <uint32_t>self.now()
-        cdef Py_ssize_t at, alive = 0
-        cdef Conn conn
-        self.check_conns(handles)
-        for at in range(PyList_GET_SIZE(handles)):
-            conn = <Conn>PyList_GET_ITEM(handles, at)
-            if conn_alive(conn):
-                self.block.last[conn.slot] = now
-                alive += 1
-        return alive
+        return self.note_many(conns, False)
 
     def mark_pinged(self, conns, /):
         """Note that these connections were really sent a ping now; return how many were there.
@@ -833,15 +823,21 @@ cdef class ConnectionTable:
         The grace of a connection begins now; any later activity ends it. Errors as in
         `touch_many`. O(conns).
         """
+        return self.note_many(conns, True)
+
+    cdef Py_ssize_t note_many(self, object conns, bint pinged) except -1:
+        """Write the present time as that of the last activity, or ping, of many connections."""
         cdef list handles = self.given(conns)
         cdef uint32_t now = <uint32_t>self.now()
         cdef Py_ssize_t at, alive = 0
         cdef Conn conn
+        cdef uint32_t* times
         self.check_conns(handles)
+        times = self.block.pinged if pinged else self.block.last
         for at in range(PyList_GET_SIZE(handles)):
             conn = <Conn>PyList_GET_ITEM(handles, at)
             if conn_alive(conn):
-                self.block.pinged[conn.slot] = now
+                times[conn.slot] = now
                 alive += 1
         return alive
 

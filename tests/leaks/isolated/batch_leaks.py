@@ -8,28 +8,9 @@ from typing import Any
 import beastcore
 from beastcore import BatchBuffer
 from engine_tools import leaking
+from leak_tools import Bad, Value, refused
 
 assert beastcore.compiled is (sys.argv[1:] != ["pure"]), "the wrong twin was loaded"
-
-
-class Value:
-    """Counted by the garbage collector."""
-
-
-class Bad:
-    def __hash__(self) -> int:
-        return hash("k")
-
-    def __eq__(self, other: object) -> bool:
-        raise ZeroDivisionError
-
-
-def refused(call: Any, *errors: type[BaseException]) -> None:
-    try:
-        call()
-    except errors:
-        return
-    raise AssertionError("no error")
 
 
 def adding() -> None:
@@ -55,14 +36,14 @@ def draining() -> None:
 def refusals() -> None:
     b = BatchBuffer(merge=lambda old, new: 1 / 0)
     b.add("k", Value())
-    refused(lambda: b.add("k", Value()), ZeroDivisionError)
-    refused(lambda: b.add(Bad(), Value()), ZeroDivisionError)
-    refused(lambda: b.add([], Value()), TypeError)
-    refused(lambda: b.add("k", Value(), size=-1), ValueError)
-    refused(lambda: b.restore([("new", Value()), (Bad(), Value())]), ZeroDivisionError)
-    refused(lambda: b.restore([("new", Value()), 5]), TypeError)  # type: ignore[list-item]
-    refused(lambda: BatchBuffer(0), ValueError)
-    refused(lambda: BatchBuffer(timer=lambda: "x"), TypeError)  # type: ignore[arg-type]
+    refused(ZeroDivisionError, lambda: b.add("k", Value()))
+    refused(ZeroDivisionError, lambda: b.add(Bad(), Value()))
+    refused(TypeError, lambda: b.add([], Value()))
+    refused(ValueError, lambda: b.add("k", Value(), size=-1))
+    refused(ZeroDivisionError, lambda: b.restore([("new", Value()), (Bad(), Value())]))
+    refused(TypeError, lambda: b.restore([("new", Value()), 5]))  # type: ignore[list-item]
+    refused(ValueError, lambda: BatchBuffer(0))
+    refused(TypeError, lambda: BatchBuffer(timer=lambda: "x"))  # type: ignore[arg-type]
 
 
 def cycles() -> None:

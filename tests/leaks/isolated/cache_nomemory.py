@@ -11,6 +11,7 @@ import gc
 from collections.abc import Callable
 from typing import Any
 
+from leak_tools import refused
 from support import FakeClock, Twin
 
 Cache = Twin(compiled=True, tracked=False).Cache
@@ -98,7 +99,7 @@ CASES: list[tuple[str, Callable[[], Any], Callable[[Any], Any], str, int]] = [
     ("resize a full one up", adaptive, lambda c: c.resize(9000), WHOLE, 4),
     ("resize a full one down", adaptive, lambda c: c.resize(3), WHOLE, 2),
     ("clear a full one", adaptive, lambda c: c.clear(), WHOLE, 1),
-    ("too heavy", full, lambda c: refused(c.set, 1, 99), WHOLE, 2),
+    ("too heavy", full, lambda c: refused(ValueError, c.set, 1, 99), WHOLE, 2),
     ("setdefault", small, lambda c: c.setdefault("new", 1), WHOLE, 3),
     ("get_many", small, lambda c: c.get_many(KEYS), WHOLE, 3),
     ("get_many expired", timed, lambda c: c.get_many(KEYS), WHOLE, 4),
@@ -137,14 +138,6 @@ def absent(operation: Callable[..., Any], *args: Any) -> None:
     except KeyError:
         return
     raise AssertionError("no KeyError")
-
-
-def refused(operation: Callable[..., Any], *args: Any) -> None:
-    try:
-        operation(*args)
-    except ValueError:
-        return
-    raise AssertionError("no ValueError")
 
 
 def contents(cache: Any) -> Any:

@@ -8,35 +8,16 @@ from typing import Any
 import beastcore
 from beastcore import ConnectionTable, TableFullError
 from engine_tools import leaking
+from leak_tools import Bad, Value, refused
 
 assert beastcore.compiled is (sys.argv[1:] != ["pure"]), "the wrong twin was loaded"
-
-
-class Value:
-    """Counted by the garbage collector."""
-
-
-class Bad:
-    def __hash__(self) -> int:
-        return hash("k")
-
-    def __eq__(self, other: object) -> bool:
-        raise ZeroDivisionError
-
-
-def refused(call: Any, *errors: type[BaseException]) -> None:
-    try:
-        call()
-    except errors:
-        return
-    raise AssertionError("no error")
 
 
 def coming_and_going() -> None:
     t: Any = ConnectionTable(50)
     handles = [t.add(str(i), Value(), user=(i % 7,), class_id=i % 3) for i in range(50)]
-    refused(lambda: t.add("more", Value(), user="u"), TableFullError)
-    refused(lambda: t.add("3", Value(), user="u"), TableFullError, ValueError)
+    refused(TableFullError, lambda: t.add("more", Value(), user="u"))
+    refused((TableFullError, ValueError), lambda: t.add("3", Value(), user="u"))
     for i in range(0, 50, 3):
         t.remove(str(i))
     handles += [t.get(str(i)) for i in range(50)]
@@ -66,14 +47,14 @@ def sweeping() -> None:
 def refusals() -> None:
     t: Any = ConnectionTable(5)
     t.add("k", Value(), user="k")
-    refused(lambda: t.add(Bad()), ZeroDivisionError)
-    refused(lambda: t.add("x", user=Bad()), ZeroDivisionError)
-    refused(lambda: t.add("x", class_id=-1), ValueError)
-    refused(lambda: t.add([]), TypeError)
-    refused(lambda: t.touch_many([1]), TypeError)
-    refused(lambda: t.touch_many([ConnectionTable(1).add(1)]), ValueError)
-    refused(lambda: ConnectionTable(0), ValueError)
-    refused(lambda: ConnectionTable(timer=lambda: "x"), TypeError)  # type: ignore[arg-type]
+    refused(ZeroDivisionError, lambda: t.add(Bad()))
+    refused(ZeroDivisionError, lambda: t.add("x", user=Bad()))
+    refused(ValueError, lambda: t.add("x", class_id=-1))
+    refused(TypeError, lambda: t.add([]))
+    refused(TypeError, lambda: t.touch_many([1]))
+    refused(ValueError, lambda: t.touch_many([ConnectionTable(1).add(1)]))
+    refused(ValueError, lambda: ConnectionTable(0))
+    refused(TypeError, lambda: ConnectionTable(timer=lambda: "x"))  # type: ignore[arg-type]
 
 
 def cycles() -> None:

@@ -9,16 +9,9 @@ from typing import Any
 import beastcore
 from beastcore import LatencyHistogram
 from engine_tools import leaking
+from leak_tools import refused
 
 assert beastcore.compiled is (sys.argv[1:] != ["pure"]), "the wrong twin was loaded"
-
-
-def refused(call: Any, *errors: type[BaseException]) -> None:
-    try:
-        call()
-    except errors:
-        return
-    raise AssertionError("no error")
 
 
 def recording() -> None:
@@ -41,13 +34,13 @@ def asking() -> None:
 
 def refusals() -> None:
     h: Any = LatencyHistogram()
-    refused(lambda: h.record(1.5), TypeError)
-    refused(lambda: h.record_many([10**12, 1.5]), TypeError)
-    refused(lambda: h.record_many(b"12"), TypeError)
-    refused(lambda: h.record_many(array.array("d", [1.5])), TypeError)
-    refused(lambda: h.percentile(101), ValueError)
-    refused(lambda: h.merge(5), TypeError)
-    refused(lambda: LatencyHistogram.from_dict({}), ValueError)
+    refused(TypeError, lambda: h.record(1.5))
+    refused(TypeError, lambda: h.record_many([10**12, 1.5]))
+    refused(TypeError, lambda: h.record_many(b"12"))
+    refused(TypeError, lambda: h.record_many(array.array("d", [1.5])))
+    refused(ValueError, lambda: h.percentile(101))
+    refused(TypeError, lambda: h.merge(5))
+    refused(ValueError, lambda: LatencyHistogram.from_dict({}))
 
 
 found = leaking([recording, asking, refusals])

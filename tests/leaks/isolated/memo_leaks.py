@@ -10,12 +10,9 @@ from typing import Any
 
 import beastcore
 from beastcore import cached
+from leak_tools import Value, refused
 
 assert beastcore.compiled is (sys.argv[1:] != ["pure"]), "the wrong twin was loaded"
-
-
-class Value:
-    """Counted by the garbage collector."""
 
 
 class Shop:
@@ -75,14 +72,6 @@ class BadHash:
         raise ZeroDivisionError
 
 
-def refused(call: Callable[[], object], *errors: type[Exception]) -> None:
-    try:
-        call()
-    except errors:
-        return
-    raise AssertionError("no error")
-
-
 def functions() -> None:
     for i in range(30):
         plain(i)
@@ -98,13 +87,13 @@ def functions() -> None:
 
 
 def errors() -> None:
-    refused(lambda: failing("x"), ValueError)
-    refused(lambda: plain([]), TypeError)
-    refused(lambda: plain(1, a=BadHash()), ZeroDivisionError)
-    refused(lambda: Slotted().f(), TypeError)
-    refused(lambda: cached(maxsize=0), ValueError)
-    refused(lambda: cached(1)(1), TypeError)  # type: ignore[call-overload]
-    refused(lambda: plain(*[1] * 3, b=[]), TypeError)
+    refused(ValueError, lambda: failing("x"))
+    refused(TypeError, lambda: plain([]))
+    refused(ZeroDivisionError, lambda: plain(1, a=BadHash()))
+    refused(TypeError, lambda: Slotted().f())
+    refused(ValueError, lambda: cached(maxsize=0))
+    refused(TypeError, lambda: cached(1)(1))  # type: ignore[call-overload]
+    refused(TypeError, lambda: plain(*[1] * 3, b=[]))
 
 
 def methods() -> None:
