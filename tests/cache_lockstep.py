@@ -439,7 +439,10 @@ class Lockstep:
         if not self.large or len(self.history) % self.LARGE == 0:
             self._same([repr(s.items()) for s in self.subjects], "items")
         counters = [
-            s.counters() if isinstance(s, Model) else tuple(s.stats()[:-1]) for s in self.subjects
+            (*s.counters(), 0, None, ())
+            if isinstance(s, Model)
+            else tuple(s.stats()._replace(bytes=0))
+            for s in self.subjects
         ]
         self._same(counters, "stats")
 

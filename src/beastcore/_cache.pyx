@@ -60,11 +60,13 @@ from beastcore._policy cimport (
     PROTECTED,
     QUEUE_MASK,
     QUEUE_SHIFT,
+    SHADOWS,
     WINDOW,
     Adaptive,
     Link,
     adaptive_bytes,
     adaptive_fit,
+    adaptive_ratios,
     adaptive_request,
     adaptive_start,
     bulk,
@@ -1245,10 +1247,21 @@ cdef class Cache:
         arrays += self.adaptive_room
         arrays += <uint64_t>self.index.size * sizeof(uint32_t)
         weighs = self.weigher is not None
+        cdef double shares[SHADOWS]
+        cdef double ratios[SHADOWS]
+        cdef bint decides = self.adaptive != NULL
+        cdef bint rated = decides and adaptive_ratios(self.adaptive, shares, ratios)
+        cdef uint64_t window = self.policy_state.window_target
+        cdef list shadows = []
+        cdef uint32_t i
+        if rated:  # a collection that the tuples start may change the cache: all is copied
+            for i in range(SHADOWS):
+                shadows.append((shares[i], ratios[i]))
         return CacheStats(
             self.hits, self.misses, self.sets, self.evictions, self.expirations, self.removals,
             self.rejections, self.size, self.maxsize_, self.weight_,
             self.max_weight_ if weighs else None, arrays + type(self).__basicsize__,
+            window if decides else None, tuple(shadows),
         )
 
     def reset_stats(self):

@@ -103,6 +103,7 @@ cdef struct Adaptive:
     uint32_t sample_mask    # a key is sampled if these bits of its second hash are zero
     uint32_t sample_step    # requests that a sampled one stands for
     uint64_t epoch, epoch_length
+    double asked            # sampled requests that the scores are of
     uint32_t best
 
 
@@ -531,6 +532,7 @@ cdef inline void adaptive_request(Adaptive* a, Policy* p, uint32_t hash, bint ro
     a.epoch += a.sample_step
     if a.epoch < a.epoch_length:
         return
+    a.asked = 0.9 * a.asked + <double>(a.epoch // a.sample_step)
     a.epoch = 0
     for i in range(SHADOWS):
         h = &a.shadows[i]
@@ -548,3 +550,15 @@ cdef inline void adaptive_fit(Adaptive* a, Policy* p, uint64_t limit) noexcept n
     if p.limit != limit:
         p.limit = limit
         policy_share(p, <uint64_t>(a.shadows[a.best].share * <double>limit))
+
+
+cdef inline bint adaptive_ratios(Adaptive* a, double* shares, double* ratios) noexcept nogil:
+    """Set each shadow's share of the window and hit ratio; False before the first request."""
+    cdef double asked = a.asked + <double>(a.epoch // a.sample_step)
+    cdef uint32_t i
+    if asked == 0.0:
+        return False
+    for i in range(SHADOWS):
+        shares[i] = a.shadows[i].share
+        ratios[i] = (a.shadows[i].score + <double>a.shadows[i].hits) / asked
+    return True

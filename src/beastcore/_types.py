@@ -35,7 +35,7 @@ class RemovalCause(enum.Enum):
 class CacheStats(NamedTuple):
     """Counters of a `Cache` since creation or `reset_stats()`, and its present size.
 
-    `currsize`, `weight` and `bytes` are states, not counters: a reset leaves them alone.
+    `currsize` and the fields from `weight` on are states, not counters: a reset leaves them alone.
     """
 
     hits: int
@@ -62,6 +62,13 @@ class CacheStats(NamedTuple):
     """Most weight that may be held; None where there is no weigher."""
     bytes: int
     """Estimate of the bytes that the cache's own structures take, without keys and values."""
+    window: int | None
+    """How much the policy "adaptive" gives its window of newcomers at present, in entries (with a
+    weigher: in weight). None for "lru", and until there has been something to decide."""
+    shadows: tuple[tuple[float, float], ...]
+    """(share, hit ratio) of each shadow cache of "adaptive": the share of the window, from 0 to 1,
+    that it tries, and what that share would have given of late, from 0 to 1, estimated from a
+    sample of the keys. Empty for "lru", and before the first sampled request."""
 
     @property
     def hit_rate(self) -> float | None:

@@ -833,6 +833,8 @@ class TestStats:
             **dict.fromkeys(("removals", "rejections", "currsize", "weight", "bytes"), 0),
             maxsize=7,
             max_weight=None,
+            window=None,
+            shadows=(),
         )
         assert stats.bytes > 0
 

@@ -148,6 +148,45 @@ def test_recency_alone(engine: Twin) -> None:
     assert best > 0.4
 
 
+def test_stats_tell_the_window_and_what_the_shadows_saw(engine: Twin) -> None:
+    large = make(engine, 20_000)
+    play(large, list(range(5000)))
+    assert (large.stats().window, large.stats().shadows) == (None, ())
+    cache = make(engine, 400)
+    # Recency alone: the wider the window, the better.
+    play(cache, [n for i in range(1000, 21_000, 150) for n in [*range(i, i + 150)] * 2])
+    stats = cache.stats()
+    shares, ratios = zip(*stats.shadows, strict=True)
+    assert shares[0] < 0.05
+    assert shares[-1] == 1.0
+    assert list(shares) == sorted(shares)
+    assert ratios[0] < 0.2
+    assert ratios[-1] == pytest.approx(0.5, abs=0.1)
+    assert stats.window > 200
+    # Frequency: hot keys between scans, for which a window has no use.
+    scan = itertools.count(10**6)
+    for _ in range(150):
+        play(cache, [*range(350), *itertools.islice(scan, 350)])
+    ratios = tuple(ratio for _, ratio in cache.stats().shadows)
+    assert ratios[0] > ratios[-1]
+    assert cache.stats().window < 100
+    cache.reset_stats()
+    assert tuple(ratio for _, ratio in cache.stats().shadows) == ratios
+
+
+def test_lru_has_no_shadows(engine: Twin) -> None:
+    cache = engine.Cache(50, policy="lru")
+    play(cache, list(range(100)) * 3)
+    assert (cache.stats().window, cache.stats().shadows) == (None, ())
+
+
+def test_the_window_is_told_in_weight(engine: Twin) -> None:
+    cache = make(engine, 1000, max_weight=5000, weigher=lambda k, v: 50)
+    play(cache, list(range(120)))
+    assert cache.stats().window == 50
+    assert cache.stats().max_weight == 5000
+
+
 def test_a_refused_newcomer(engine: Twin) -> None:
     seen: list[Any] = []
     cache = make(engine, 100, on_removal=lambda *a: seen.append(a))

@@ -548,6 +548,8 @@ class Cache(Generic[K, V]):
             weight=self._weight,
             max_weight=self._max_weight,
             bytes=size,
+            window=None if self._adaptive is None else self._queues.window_target,
+            shadows=() if self._adaptive is None else self._adaptive.ratios(),
         )
 
     def reset_stats(self) -> None:

@@ -406,8 +406,8 @@ class Adaptive:
     """The sketch of a cache of about `entries`, and the shadows that choose its window's share."""
 
     __slots__ = (
-        *("_best", "_busy", "_capacity", "_epoch", "_epoch_length", "_salt", "_shadow_sketch"),
-        *("_shadows", "_whole", "sample_mask", "sample_step", "sketch"),
+        *("_asked", "_best", "_busy", "_capacity", "_epoch", "_epoch_length", "_salt"),
+        *("_shadow_sketch", "_shadows", "_whole", "sample_mask", "sample_step", "sketch"),
     )
 
     def __init__(self, entries: int, salt: int, age: int) -> None:
@@ -425,6 +425,7 @@ class Adaptive:
         self._salt = salt
         self._epoch = 0
         self._epoch_length = max(1000, entries)
+        self._asked = 0.0
         self._best = 0
         self._busy = False
         self._start()
@@ -443,6 +444,13 @@ class Adaptive:
         """Number of words and of shadows' records, to estimate the memory taken."""
         words = len(self.sketch.words) + len(self._shadow_sketch.words)
         return words + len(_SHARES) * self._capacity
+
+    def ratios(self) -> tuple[tuple[float, float], ...]:
+        """Return each shadow's share of the window and hit ratio; () before the first request."""
+        asked = self._asked + float(self._epoch // self.sample_step)
+        if asked == 0.0:
+            return ()
+        return tuple([(s.share, (s.score + float(s.hits)) / asked) for s in self._shadows])
 
     def fit(self, queues: Queues[R], limit: int) -> None:
         """Follow the weight that a full cache holds, which its number of entries may bound."""
@@ -471,7 +479,6 @@ class Adaptive:
                 self.sketch.tally(self.sample_step)
             self._epoch += self.sample_step
             if self._epoch >= self._epoch_length:
-                self._epoch = 0
                 self._choose(queues)
         finally:
             self._busy = False
@@ -479,6 +486,8 @@ class Adaptive:
     def _choose(self, queues: Queues[R]) -> None:
         """Take the share that served best, if it leads by more than 1 %."""
         shadows, best = self._shadows, 0
+        self._asked = 0.9 * self._asked + float(self._epoch // self.sample_step)
+        self._epoch = 0
         for i, shadow in enumerate(shadows):
             shadow.score = 0.9 * shadow.score + float(shadow.hits)
             shadow.hits = 0
