@@ -1,7 +1,8 @@
 """Describe the extension modules; everything else about the project is in pyproject.toml.
 
 Switches, set to 1 in the environment: BEASTCORE_TRACE (line tracing, for coverage of the .pyx),
-BEASTCORE_ANNOTATE (writes the annotated HTML), BEASTCORE_DEBUG (-O0 -g and the C macro).
+BEASTCORE_ANNOTATE (writes the annotated HTML), BEASTCORE_DEBUG (-O0 -g and the C macro),
+BEASTCORE_SANITIZE (AddressSanitizer and UndefinedBehaviorSanitizer of gcc or clang).
 """
 
 import hashlib
@@ -13,9 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 ENGINE = Path("src/beastcore")  # relative: setuptools accepts no other paths
 MODULES = ("_batch", "_cache", "_connections", "_latency", "_memo")
-TRACE, ANNOTATE, DEBUG = (
-    os.environ.get(f"BEASTCORE_{name}") == "1" for name in ("TRACE", "ANNOTATE", "DEBUG")
+TRACE, ANNOTATE, DEBUG, SANITIZE = (
+    os.environ.get(f"BEASTCORE_{name}") == "1"
+    for name in ("TRACE", "ANNOTATE", "DEBUG", "SANITIZE")
 )
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+# Python's own flags define the overflow of signed numbers, which would hide it.
+SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv", *SANITIZERS]
 CIMPORT = r"^\s*(?:from\s+(?:beastcore)?\.?(\w+)\s+cimport|cimport\s+beastcore\.(\w+))"
 HEADER = r'^\s*(?:cdef\s+extern\s+from|#\s*include)\s*"([^"]+)"'
 
@@ -36,7 +41,7 @@ def sources(name):
 
 def fingerprint(name):
     """Return a hash of everything that module `name` is compiled from."""
-    digest = hashlib.sha256(f"{TRACE} {DEBUG}".encode())
+    digest = hashlib.sha256(f"{TRACE} {DEBUG} {SANITIZE}".encode())
     for path in (Path("setup.py"), *sources(name)):
         digest.update((ROOT / path).read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
@@ -52,7 +57,8 @@ def extension(name):
     if sys.platform == "win32":
         flags = [f"/FI{stamp}", *(["/Od", "/Zi"] if DEBUG else [])]
     else:
-        flags = ["-include", str(stamp), *(["-O0", "-g"] if DEBUG else ["-O3", "-g0"])]
+        level = SANITIZED if SANITIZE else ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
+        flags = ["-include", str(stamp), *level]
     trace = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     return Extension(
         f"beastcore.{name}",
@@ -60,6 +66,7 @@ def extension(name):
         depends=[path.as_posix() for path in sources(name)],
         define_macros=trace * TRACE + [("BEASTCORE_DEBUG", "1")] * DEBUG,
         extra_compile_args=flags,
+        extra_link_args=SANITIZERS * SANITIZE,
     )
 
 
