@@ -32,11 +32,14 @@ cdef class Cache:
     cdef Adaptive* adaptive     # NULL for "lru", and until there is something to decide
     cdef size_t adaptive_room
     cdef bint is_adaptive
+    cdef uint32_t sample_mask   # of `adaptive`; all ones without one
     cdef Sketch cold            # stands in for the adaptive sketch until there is one
     cdef uint64_t hits, misses
     cdef object timer_
     cdef int64_t base_ns
     cdef double base_s
+    cdef int64_t tick_begin, tick_end   # of the built-in clock's last reading, in its ns
+    cdef uint32_t tick
     # size and order
     cdef uint32_t size, maxsize_, capacity, high, free
     cdef uint64_t version
@@ -55,16 +58,21 @@ cdef class Cache:
     cdef object lookup(self, object key, object default)
     cdef int store(self, object key, object value) except -1
 
-    cdef uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF
+    cdef inline uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF
+    cdef uint32_t probe(self, object key, uint32_t mixed, uint32_t place) except 0xFFFFFFFF
     cdef uint32_t find_again(self, object key, uint32_t mixed) except 0xFFFFFFFF
     cdef int ask(self, uint32_t s, object key) except -1
     cdef bint find_many(self, list keys, uint32_t* slots, uint32_t* tick) except -1
     cdef uint32_t find_timed(self, object key, double* now_s, uint32_t* tick) except 0xFFFFFFFF
+    cdef uint32_t time_of(self, uint32_t s, object key, uint32_t mixed, double* now_s,
+                          uint32_t* tick) except 0xFFFFFFFF
     cdef uint32_t find_live(self, object key, bint drop) except 0xFFFFFFFF
     cdef uint32_t find_at(self, object key, uint32_t mixed, bint timed, double* now_s,
                           uint32_t* tick, Batch* batch) except 0xFFFFFFFF
-    cdef uint32_t hit_or_miss(self, object key) except 0xFFFFFFFF
+    cdef inline uint32_t hit_or_miss(self, object key) except 0xFFFFFFFF
+    cdef uint32_t hit_if_live(self, uint32_t s, object key, uint32_t mixed) except 0xFFFFFFFF
     cdef uint32_t read_clock(self, double* now_s) except 0xFFFFFFFF
+    cdef void next_tick(self, int64_t ns) noexcept
     cdef void rebase(self, double now_s, double* shifted) noexcept
     cdef int deadline(self, double now_s, double ttl, uint32_t* tick) except -1
     cdef int parse_ttl(self, object ttl, double* seconds) except -1
@@ -72,7 +80,8 @@ cdef class Cache:
     cdef int put(self, object key, uint32_t mixed, object value, bint has_ttl, double ttl,
                  uint32_t weight, Batch* batch) except -1
     cdef int rebuild(self, uint32_t capacity) except -1
-    cdef void promote(self, uint32_t s) noexcept
+    cdef inline void promote(self, uint32_t s) noexcept
+    cdef void sample(self, uint32_t mixed, bint rose) noexcept
     cdef bint is_over(self) noexcept
     cdef uint32_t next_out(self, uint32_t tick) noexcept
     cdef int adapt(self, uint64_t entries) except -1

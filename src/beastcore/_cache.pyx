@@ -207,6 +207,7 @@ cdef class Cache:
         self.links = NULL
         self.index.words = NULL
         self.adaptive = NULL
+        self.sample_mask = 0xFFFFFFFF
         # User code runs from the first check on and may find the cache through
         # `gc.get_objects()`: it is a cache of one entry until all is known.
         self.salt = int.from_bytes(urandom(8), "little")
@@ -246,18 +247,35 @@ cdef class Cache:
     # -- clock ---------------------------------------------------------------------------------
 
     cdef uint32_t read_clock(self, double* now_s) except 0xFFFFFFFF:
-        """Set seconds since creation and return them in ticks. May call the timer."""
+        """Return the ticks since creation and set them, in seconds. May call the timer.
+
+        By the built-in clock the seconds are those of the tick's begin.
+        """
         cdef double now
+        cdef int64_t ns
         if self.timer_ is None:
-            now = <double>(clock_coarse_ns() - self.base_ns) * 1e-9 - self.base_s
-        else:
-            now = seconds_of(self.timer_()) - self.base_s
+            ns = clock_coarse_ns()
+            if not self.tick_begin <= ns < self.tick_end:
+                self.next_tick(ns)
+            now_s[0] = <double>self.tick / TICKS
+            return self.tick
+        now = seconds_of(self.timer_()) - self.base_s
         if not now > 0.0:
             now = 0.0
         if now * TICKS >= <double>REBASE_TICK:
             self.rebase(now, &now)
         now_s[0] = now
         return <uint32_t>(now * TICKS)
+
+    cdef void next_tick(self, int64_t ns) noexcept:
+        """Find the tick of the built-in clock that `ns` is in, and how long it lasts."""
+        cdef double now = <double>(ns - self.base_ns) * 1e-9 - self.base_s
+        if now * TICKS >= <double>REBASE_TICK:
+            self.rebase(now, &now)
+        self.tick = <uint32_t>(now * TICKS) if now > 0.0 else 0
+        self.tick_begin = ns
+        # A microsecond for rounding: a tick may end late, never early.
+        self.tick_end = ns + 1000 + <int64_t>((<double>(self.tick + 1) / TICKS - now) * 1e9)
 
     cdef void rebase(self, double now_s, double* shifted) noexcept:
         """Move the origin of time to now, so that ticks fit 32 bits; O(slots), once a year."""
@@ -275,8 +293,8 @@ cdef class Cache:
 
     cdef int deadline(self, double now_s, double ttl, uint32_t* tick) except -1:
         """Set the first tick at which an entry stored now with `ttl` is expired."""
-        if self.timer_ is None:
-            now_s += <double>COARSE_SLACK_NS * 1e-9
+        if self.timer_ is None:  # the tick may be nearly over, and the clock behind
+            now_s += 1.0 / TICKS + <double>COARSE_SLACK_NS * 1e-9
         tick[0] = <uint32_t>ceil((now_s + ttl) * TICKS)
         return 0
 
@@ -301,21 +319,34 @@ cdef class Cache:
 
     # -- finding -------------------------------------------------------------------------------
 
-    cdef uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF:
+    cdef inline uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF:
         """Return the slot of `key`, expired or not, or 0. No Python code runs after the answer."""
         cdef Index* x = &self.index
-        cdef uint32_t place = index_home(x, mixed), tag = mixed << x.tag_shift, word, s
+        cdef uint32_t place = index_home(x, mixed)
+        cdef uint32_t word = x.words[place]
+        # Mostly the first word looked at is that of this very object.
+        if ((word ^ (mixed << x.tag_shift)) >> x.tag_shift == 0
+                and self.slots[word & x.slot_mask].key == <PyObject*>key):
+            return word & x.slot_mask
+        return self.probe(key, mixed, place)
+
+    cdef uint32_t probe(self, object key, uint32_t mixed, uint32_t place) except 0xFFFFFFFF:
+        """Go on with `find` at `place`."""
+        cdef Index* x = &self.index
+        cdef uint32_t tag = mixed << x.tag_shift, word, s
         cdef uint64_t version
         cdef PyObject* held
         cdef int same
         while True:
             word = x.words[place]
+            if word == 0:
+                return 0
             if (word ^ tag) >> x.tag_shift == 0:
                 s = word & x.slot_mask
                 held = self.slots[s].key
                 if held == <PyObject*>key:
                     return s
-                if s != 0 and self.slots[s].hash == mixed:
+                if self.slots[s].hash == mixed:
                     same = same_key(held, <PyObject*>key)
                     if same == 1:
                         return s
@@ -326,8 +357,6 @@ cdef class Cache:
                             return s
                         if same == 2 or self.version != version:
                             return self.find_again(key, mixed)
-            if word == 0:
-                return 0
             place += 1
             if place == x.size:
                 place = 0
@@ -397,7 +426,11 @@ cdef class Cache:
     cdef uint32_t find_timed(self, object key, double* now_s, uint32_t* tick) except 0xFFFFFFFF:
         """Return the slot of `key`, expired or not, or 0, and the time if the entry has a TTL."""
         cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
-        cdef uint32_t s = self.find(key, mixed)
+        return self.time_of(self.find(key, mixed), key, mixed, now_s, tick)
+
+    cdef uint32_t time_of(self, uint32_t s, object key, uint32_t mixed, double* now_s,
+                          uint32_t* tick) except 0xFFFFFFFF:
+        """Set the time if the entry in slot `s`, just found, has a TTL; return its slot."""
         cdef uint64_t version
         cdef double origin
         tick[0] = 0
@@ -450,11 +483,27 @@ cdef class Cache:
             if self.base_s == origin:  # else comparing moved the origin of time
                 return s
 
-    cdef uint32_t hit_or_miss(self, object key) except 0xFFFFFFFF:
+    cdef inline uint32_t hit_or_miss(self, object key) except 0xFFFFFFFF:
         """Return the slot of a live entry, promoted and counted, or 0."""
+        cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
+        cdef uint32_t s = self.find(key, mixed)
+        cdef int64_t ns
+        if s == 0:
+            self.misses += 1
+            return 0
+        if self.slots[s].flags & HAS_TTL:
+            ns = 0 if self.timer_ is not None else clock_coarse_ns()
+            if not (self.tick_begin <= ns < self.tick_end and self.tick < self.slots[s].expiry):
+                return self.hit_if_live(s, key, mixed)
+        self.hits += 1
+        self.promote(s)
+        return s
+
+    cdef uint32_t hit_if_live(self, uint32_t s, object key, uint32_t mixed) except 0xFFFFFFFF:
+        """Go on with `hit_or_miss` where the tick must be found first, or has come."""
         cdef double now_s
         cdef uint32_t tick
-        cdef uint32_t s = self.find_timed(key, &now_s, &tick)
+        s = self.time_of(s, key, mixed, &now_s, &tick)
         if s != 0 and self.cause_of(s, tick) == SIZE:
             self.hits += 1
             self.promote(s)
@@ -494,7 +543,7 @@ cdef class Cache:
 
     # -- the structures: nothing below runs Python code ----------------------------------------
 
-    cdef void promote(self, uint32_t s) noexcept:
+    cdef inline void promote(self, uint32_t s) noexcept:
         """Note a hit: a write to the slot alone, but for one sampled key among many."""
         cdef bint rose
         if not self.is_adaptive:
@@ -502,8 +551,13 @@ cdef class Cache:
                 queue_move(&self.policy_state, WINDOW, s)
             return
         rose = policy_hit(&self.policy_state, s)
-        if self.adaptive != NULL and is_sampled(self.adaptive, self.slots[s].hash):
-            adaptive_request(self.adaptive, &self.policy_state, self.slots[s].hash, rose)
+        if is_sampled(self.sample_mask, self.slots[s].hash):
+            self.sample(self.slots[s].hash, rose)
+
+    cdef void sample(self, uint32_t mixed, bint rose) noexcept:
+        """Show a request of a sampled key to the shadows."""
+        if self.adaptive != NULL:
+            adaptive_request(self.adaptive, &self.policy_state, mixed, rose)
 
     cdef uint32_t walk(self, uint32_t s) noexcept:
         """Return the slot after `s` in the order of leaving, 0 after the last; starts at PROBATION.
@@ -547,6 +601,7 @@ cdef class Cache:
         fresh.sketch.age = self.policy_state.sketch.age  # the entries' counts go on
         PyMem_Free(self.adaptive)
         self.adaptive = fresh
+        self.sample_mask = fresh.sample_mask
         self.adaptive_room = room
         self.policy_state.sketch = &fresh.sketch
         policy_share(&self.policy_state, self.policy_state.limit // 100)
@@ -759,8 +814,8 @@ cdef class Cache:
             queue_push(&self.policy_state, WINDOW, s)
         else:
             policy_enter(&self.policy_state, s)
-            if self.adaptive != NULL and is_sampled(self.adaptive, mixed):
-                adaptive_request(self.adaptive, &self.policy_state, mixed, True)
+            if is_sampled(self.sample_mask, mixed):
+                self.sample(mixed, True)
         if self.weigher is not None and self.adaptive != NULL and self.is_over():
             adaptive_fit(self.adaptive, &self.policy_state, self.weight_when_full())
         while self.is_over():
@@ -996,7 +1051,7 @@ cdef class Cache:
         if not self.slots[s].flags & HAS_TTL:
             return None
         if self.timer_ is None:
-            now_s += <double>COARSE_SLACK_NS * 1e-9
+            now_s += 1.0 / TICKS + <double>COARSE_SLACK_NS * 1e-9
         return max(0.0, <double>self.slots[s].expiry / TICKS - now_s)
 
     def touch(self, key, ttl=..., /):

@@ -221,10 +221,12 @@ cdef inline uint32_t policy_count(Policy* p, uint32_t s) noexcept nogil:
 cdef inline bint policy_hit(Policy* p, uint32_t s) noexcept nogil:
     """Note a hit in the entry itself; tell whether its count went up."""
     cdef Meta* m = meta(p, s)
-    m.flags = aged(m.flags, p.sketch.age) | MARK
-    if m.flags & COUNT_MASK != COUNT_MASK:
-        m.flags += COUNT_ONE
+    cdef uint32_t flags = aged(m.flags, p.sketch.age) | MARK
+    if flags & COUNT_MASK != COUNT_MASK:
+        m.flags = flags + COUNT_ONE
         return True
+    if flags != m.flags:  # a line not written to stays clean
+        m.flags = flags
     return False
 
 
@@ -512,8 +514,8 @@ cdef inline void shadow_request(Shadow* h, uint32_t hash) noexcept nogil:
     h.size -= 1
 
 
-cdef inline bint is_sampled(Adaptive* a, uint32_t hash) noexcept nogil:
-    return (hash * <uint32_t>0x85EBCA6B) & a.sample_mask == 0
+cdef inline bint is_sampled(uint32_t sample_mask, uint32_t hash) noexcept nogil:
+    return (hash * <uint32_t>0x85EBCA6B) & sample_mask == 0
 
 
 cdef inline void adaptive_request(Adaptive* a, Policy* p, uint32_t hash, bint rose) noexcept nogil:

@@ -11,11 +11,16 @@ into their slots, where they may go. The largest distance that fits stands for "
 then, and in an index so large that the words have no bits to spare, the slot's hash is asked.
 
 Home is hash * words / 2**32 (Lemire, "Fast random integer generation in an interval", 2019), so
-that the number of words need not be a power of two: at most 3/5 are in use, 6.7 bytes a slot.
+that the number of words need not be a power of two. At most 3/5 are in use, 6.7 bytes a slot; 2/5
+where all words fit into a processor's cache, and a wrong guess of where a probe ends is what costs.
 """
 
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef enum:
+    ROOMY = 1 << 16     # smaller indexes are emptier
 
 
 cdef struct Slot:
@@ -39,7 +44,7 @@ cdef struct Index:
 
 cdef inline void index_shape(Index* x, uint32_t slots) noexcept nogil:
     """Set everything but the words for slot numbers below `slots`."""
-    cdef uint64_t size = <uint64_t>slots * 5 // 3 + 1
+    cdef uint64_t size = <uint64_t>slots * 5 // (2 if slots < ROOMY else 3) + 1
     cdef uint32_t bits = 1, spare, distance
     while (<uint64_t>1 << bits) < slots:
         bits += 1

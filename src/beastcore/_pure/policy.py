@@ -41,13 +41,10 @@ _AGING = 14
 
 
 def mix(hashed: int, salt: int) -> int:
-    """Return 32 bits of a hash, salted; the finalizer of MurmurHash3 (see _hash.pxd)."""
+    """Return 32 bits of a hash, salted; the folded multiplication of _hash.pxd."""
     mixed = (hashed & _M64) ^ salt
-    mixed ^= mixed >> 32
-    mixed = (mixed * 0xFF51AFD7ED558CCD) & _M64
-    mixed ^= mixed >> 32
-    mixed = (mixed * 0xC4CEB9FE1A85EC53) & _M64
-    return mixed >> 32
+    mixed = ((mixed ^ (mixed >> 32)) * 0x9E3779B97F4A7C15) & _M64
+    return (mixed ^ (mixed >> 32)) & 0xFFFFFFFF
 
 
 class Record:
