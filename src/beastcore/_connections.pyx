@@ -1080,7 +1080,7 @@ cdef class ConnectionTable:
             if self.block.last[slot] != FREE:
                 counts[bisect_right(limits, now - <int64_t>self.block.last[slot])] += 1
             slot += 1
-        return list(zip([*checked, math.inf], counts, strict=True))
+        return list(zip(checked + [math.inf], counts, strict=True))
 
     def stats(self):
         """Return the counters and the present content."""

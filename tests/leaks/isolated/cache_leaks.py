@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from beastcore import RemovalCause
+from engine_tools import references
 from leak_tools import Bad, Value, refused
 from support import FakeClock, Twin
 
@@ -174,10 +175,10 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
 }
 
 
-def count() -> tuple[int, int]:
+def count() -> tuple[int, int, int]:
     for _ in range(3):
         gc.collect()
-    return sys.getallocatedblocks(), len(gc.get_objects())
+    return sys.getallocatedblocks(), len(gc.get_objects()), references()
 
 
 def main() -> int:
@@ -186,18 +187,20 @@ def main() -> int:
     rounds = 100
     for _ in range(rounds):
         operation()
-    blocks, objects = count()
+    before = count()
     grown = []
     for _ in range(4):
         for _ in range(rounds):
             operation()
-        now_blocks, now_objects = count()
-        grown.append((now_blocks - blocks, now_objects - objects))
-        blocks, objects = now_blocks, now_objects
-    # One leaked block or object per call would be `rounds` in each line; caches settle by then.
+        now = count()
+        grown.append(tuple(a - b for a, b in zip(now, before, strict=True)))
+        before = now
+    # One leaked thing per call would be `rounds` in each line; caches settle by then.
     leaked = [line for line in grown if max(line) >= rounds // 2]
     if len(leaked) >= 2:
-        print(f"{name} leaks: (blocks, objects) grown by {grown} in {rounds} calls each")
+        print(
+            f"{name} leaks: (blocks, objects, references) grown by {grown} in {rounds} calls each"
+        )
         return 1
     return 0
 
