@@ -3,6 +3,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from beastcore._bulk cimport Bulk
 from beastcore._policy cimport Adaptive, Link, Policy, Sketch
 from beastcore._table cimport Index, Slot
 
@@ -62,7 +63,7 @@ cdef class Cache:
     cdef uint32_t probe(self, object key, uint32_t mixed, uint32_t place) except 0xFFFFFFFF
     cdef uint32_t find_again(self, object key, uint32_t mixed) except 0xFFFFFFFF
     cdef int ask(self, uint32_t s, object key) except -1
-    cdef bint find_many(self, list keys, uint32_t* slots, uint32_t* tick) except -1
+    cdef bint find_many(self, Bulk* b, uint32_t* tick) except -1
     cdef uint32_t find_timed(self, object key, double* now_s, uint32_t* tick) except 0xFFFFFFFF
     cdef uint32_t time_of(self, uint32_t s, object key, uint32_t mixed, double* now_s,
                           uint32_t* tick) except 0xFFFFFFFF

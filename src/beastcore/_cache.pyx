@@ -10,6 +10,7 @@ Data structure
     `links`   three circular queues through the sentinels 0 to 2 (WINDOW, PROBATION, PROTECTED):
               a sentinel's `next` is the newest slot, its `prev` the oldest. Which entry leaves is
               decided in _policy.pxd; "lru" uses the first queue alone, in order of use.
+    Many keys at once go through it in blocks, as described in _bulk.pxd.
     Caches of up to SMALL entries grow their arrays by doubling; larger ones take all memory at
     once (the system supplies untouched pages lazily), so that no single `set` pays for a rehash.
     Layout after CacheLib (index, order and expiry are separate structures) and CPython's dict.
@@ -42,15 +43,39 @@ Threads
 """
 
 cimport cython
+from cpython.dict cimport PyDict_CheckExact
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
+from cpython.list cimport PyList_CheckExact
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject, PyObject_RichCompareBool, PyTypeObject, Py_EQ, visitproc
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from cpython.tuple cimport (
+    PyTuple_CheckExact,
+    PyTuple_GET_SIZE,
+    PyTuple_New,
+    PyTuple_SET_ITEM,
+)
 from libc.math cimport ceil
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from beastcore._bulk cimport (
+    BLOCK,
+    Bulk,
+    Room,
+    answer,
+    bulk_end,
+    bulk_fetch,
+    bulk_find,
+    bulk_hash,
+    bulk_own,
+    bulk_start,
+    empty_answers,
+    hide,
+    items_of,
+    keys_in_a_row,
+    publish,
+)
 from beastcore._clock cimport COARSE_SLACK_NS, clock_coarse_ns
 from beastcore._hash cimport hash_key, mix_hash, same_key
 from beastcore._policy cimport (
@@ -513,28 +538,33 @@ cdef class Cache:
             self.drop(s, EXPIRED)
         return 0
 
-    cdef bint find_many(self, list keys, uint32_t* slots, uint32_t* tick) except -1:
-        """Find all `keys` in one state of the cache: their slots, expired or not, and the time.
+    cdef bint find_many(self, Bulk* b, uint32_t* tick) except -1:
+        """Find all keys of `b` in one state of the cache: their slots, expired or not, and the time.
 
-        `slots` has room for twice as many; False if the cache kept changing. No Python code runs
-        after the answer.
+        False if the cache kept changing. No Python code runs after the answer.
         """
-        cdef Py_ssize_t i, n = len(keys)
-        cdef uint32_t* mixed = slots + n
+        cdef Py_ssize_t i = bulk_hash(b, 0, self.salt)
         cdef bint timed = False
         cdef uint64_t version
         cdef double now_s, origin
-        for i in range(n):
-            mixed[i] = mix_hash(hash_key(keys[i]), self.salt)
+        while i < b.n:
+            bulk_own(b)
+            b.mixed[i] = mix_hash(hash_key(<object>b.keys[i]), self.salt)
+            i = bulk_hash(b, i + 1, self.salt)
         tick[0] = 0
         for _ in range(BATCH_RESTARTS):
-            if self.n_ttl and n and not timed:
+            if self.n_ttl and b.n and not timed:
+                if self.timer_ is not None:
+                    bulk_own(b)
                 tick[0] = self.read_clock(&now_s)
                 timed = True
             version = self.version
             origin = self.base_s
-            for i in range(n):
-                slots[i] = self.find(keys[i], mixed[i])
+            i = bulk_find(b, 0, &self.index, self.slots)
+            while i < b.n:
+                bulk_own(b)
+                b.slots[i] = self.find(<object>b.keys[i], b.mixed[i])
+                i = bulk_find(b, i + 1, &self.index, self.slots)
             if self.base_s != origin:
                 timed = False
             elif self.version == version and (timed or not self.n_ttl):
@@ -1083,28 +1113,33 @@ cdef class Cache:
 
         Counts and promotes like `get`; O(number of keys).
         """
-        cdef list wanted = list(keys)
-        cdef Py_ssize_t i, n = len(wanted), n_gone = 0
-        cdef list found = [default] * n
+        cdef object wanted = keys_in_a_row(keys)
+        cdef list found = empty_answers(wanted)
+        cdef Py_ssize_t i, n = len(found), n_gone = 0
         cdef uint32_t s, tick
         cdef Gone* gone = NULL
-        cdef uint32_t* slots = <uint32_t*>PyMem_Malloc((2 * n + 1) * sizeof(uint32_t))
-        if slots == NULL:
+        cdef Room room
+        cdef Bulk b
+        cdef PyObject* held
+        if bulk_start(&b, &room, items_of(wanted), n) < 0:
             raise MemoryError(f"get_many: no memory for {n} keys")
         try:
-            if not self.find_many(wanted, slots, &tick):  # other threads are busy: one by one
+            if not self.find_many(&b, &tick):  # other threads are busy: one by one
                 for i in range(n):
-                    s = self.hit_or_miss(wanted[i])
-                    if s != 0:
-                        found[i] = <object>self.slots[s].value
+                    s = self.hit_or_miss(<object>b.keys[i])
+                    value = default if s == 0 else <object>self.slots[s].value
+                    answer(found, i, <PyObject*>value)
+                publish(found)
                 return found
-            for i in range(n):
-                n_gone += slots[i] != 0 and self.cause_of(slots[i], tick) == EXPIRED
+            if self.n_ttl:
+                for i in range(n):
+                    n_gone += b.slots[i] != 0 and self.cause_of(b.slots[i], tick) == EXPIRED
             if n_gone:
                 gone = allocate_gone(n_gone)
                 n_gone = 0
             for i in range(n):
-                s = slots[i]
+                s = b.slots[i]
+                held = <PyObject*>default
                 if s == 0 or self.slots[s].key == NULL:  # NULL: an expired key was given twice
                     self.misses += 1
                 elif self.cause_of(s, tick) == EXPIRED:
@@ -1114,11 +1149,13 @@ cdef class Cache:
                 else:
                     self.hits += 1
                     self.promote(s)
-                    found[i] = <object>self.slots[s].value
+                    held = self.slots[s].value
+                answer(found, i, held)
+            publish(found)
             self.release(gone, n_gone)
             return found
         finally:
-            PyMem_Free(slots)
+            bulk_end(&b)
             PyMem_Free(gone)
 
     def set_many(self, items, ttl=..., /):
@@ -1129,47 +1166,63 @@ cdef class Cache:
         """
         cdef double seconds = 0.0
         cdef bint has_ttl = self.parse_ttl(ttl, &seconds)
-        cdef list pairs = pairs_of(items)
-        cdef Py_ssize_t i, n = len(pairs)
+        cdef list keys = []
+        cdef list values = []
+        hide(keys)  # from `gc.get_objects`: the items' addresses are kept while Python code runs
+        hide(values)
+        split_pairs(items, keys, values)
+        cdef Py_ssize_t i = 0, n = len(keys)
+        cdef bint weighs = self.weigher is not None
         cdef Batch batch = Batch(NULL, 0, 0, False, 0.0, 0.0, False)
-        cdef uint32_t* weights = <uint32_t*>PyMem_Malloc((2 * n + 1) * sizeof(uint32_t))
-        cdef uint32_t* mixed = weights + n
-        if weights == NULL:
+        cdef uint32_t places[BLOCK]
+        cdef uint32_t* weights
+        cdef Room room
+        cdef Bulk b
+        if bulk_start(&b, &room, items_of(keys), n) < 0:
             raise MemoryError(f"set_many: no memory for {n} items")
+        weights = b.slots
         try:
+            while i < n:
+                if not weighs:
+                    i = bulk_hash(&b, i, self.salt)
+                    if i == n:
+                        break
+                b.mixed[i] = mix_hash(hash_key(<object>b.keys[i]), self.salt)
+                if weighs:
+                    weights[i] = self.weigh(<object>b.keys[i], values[i])
+                i += 1
             for i in range(n):
-                key, value = <tuple>pairs[i]
-                mixed[i] = mix_hash(hash_key(key), self.salt)
-                weights[i] = self.weigh(key, value)
-            for i in range(n):
-                key, value = <tuple>pairs[i]
-                self.put(key, mixed[i], value, has_ttl, seconds, weights[i], &batch)
+                if i % BLOCK == 0:
+                    bulk_fetch(&b, i, &self.index, self.slots, places)
+                self.put(<object>b.keys[i], b.mixed[i], values[i], has_ttl, seconds,
+                         weights[i] if weighs else 1, &batch)
         finally:
             self.release(batch.gone, batch.n)
             PyMem_Free(batch.gone)
-            PyMem_Free(weights)
+            bulk_end(&b)
 
     def delete_many(self, keys, /):
         """Remove `keys` and return how many of them were there."""
-        cdef list wanted = list(keys)
+        cdef object wanted = keys_in_a_row(keys)
         cdef Py_ssize_t i, n = len(wanted), n_gone = 0, removed = 0
         cdef uint32_t s, tick
         cdef int cause
         cdef Gone* gone = NULL
-        cdef uint32_t* slots = <uint32_t*>PyMem_Malloc((2 * n + 1) * sizeof(uint32_t))
-        if slots == NULL:
+        cdef Room room
+        cdef Bulk b
+        if bulk_start(&b, &room, items_of(wanted), n) < 0:
             raise MemoryError(f"delete_many: no memory for {n} keys")
         try:
-            if not self.find_many(wanted, slots, &tick):  # other threads are busy: one by one
-                for key in wanted:
-                    s = self.find_live(key, True)
+            if not self.find_many(&b, &tick):  # other threads are busy: one by one
+                for i in range(n):
+                    s = self.find_live(<object>b.keys[i], True)
                     if s != 0:
                         self.drop(s, EXPLICIT)
                         removed += 1
                 return removed
             gone = allocate_gone(n)
             for i in range(n):
-                s = slots[i]
+                s = b.slots[i]
                 if s == 0 or self.slots[s].key == NULL:  # NULL: the key was given twice
                     continue
                 cause = self.cause_of(s, tick)
@@ -1181,7 +1234,7 @@ cdef class Cache:
             self.release(gone, n_gone)
             return removed
         finally:
-            PyMem_Free(slots)
+            bulk_end(&b)
             PyMem_Free(gone)
 
     # -- the whole -----------------------------------------------------------------------------
@@ -1524,21 +1577,31 @@ cdef double seconds_of(object now) except? -1.0:
     return check_time(now)
 
 
-cdef list pairs_of(object items):
-    """Return the (key, value) tuples of a mapping or of an iterable of pairs."""
-    cdef list pairs = []
-    cdef Py_ssize_t i
-    if hasattr(items, "items"):
+cdef int split_pairs(object items, list keys, list values) except -1:
+    """Append what a mapping, or an iterable of (key, value) pairs, holds."""
+    cdef Py_ssize_t i = 0
+    if PyDict_CheckExact(items):
+        for key, value in (<dict>items).items():
+            keys.append(key)
+            values.append(value)
+        return 0
+    if not PyList_CheckExact(items) and hasattr(items, "items"):
         items = items.items()
-    for i, item in enumerate(items):
-        try:
-            key, value = item
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"set_many item {i} must be a (key, value) pair, got {item!r}"
-            ) from None
-        pairs.append((key, value))
-    return pairs
+    for item in items:
+        if PyTuple_CheckExact(item) and PyTuple_GET_SIZE(item) == 2:
+            keys.append((<tuple>item)[0])
+            values.append((<tuple>item)[1])
+        else:
+            try:
+                key, value = item
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"set_many item {i} must be a (key, value) pair, got {item!r}"
+                ) from None
+            keys.append(key)
+            values.append(value)
+        i += 1
+    return 0
 
 
 cdef Gone* allocate_gone(Py_ssize_t n) except NULL:

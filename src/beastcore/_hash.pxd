@@ -25,6 +25,19 @@ cdef extern from *:
         return PyObject_Hash(key);
     }
 
+    /* The hash of an exact str, bytes or int, which runs no Python code; 0: another key, or one
+       that cannot be hashed. */
+    static inline int beast_hash_plain(PyObject *key, Py_hash_t *hash) {
+        if (PyUnicode_CheckExact(key)) {
+            *hash = ((PyASCIIObject *)key)->hash;
+            if (*hash != -1) return 1;
+        } else if (!PyLong_CheckExact(key) && !PyBytes_CheckExact(key)) return 0;
+        *hash = PyObject_Hash(key);
+        if (*hash != -1) return 1;
+        PyErr_Clear();
+        return 0;
+    }
+
     /* 1 equal, 0 different, 2 unknown: ask Python. Never runs Python code, never fails. */
     static inline int beast_same(PyObject *a, PyObject *b) {
         PyTypeObject *type = Py_TYPE(a);
@@ -50,4 +63,5 @@ cdef extern from *:
     """
     uint32_t mix_hash "beast_mix"(Py_hash_t value, uint64_t salt) noexcept nogil
     Py_hash_t hash_key "beast_hash"(object key) except -1
+    bint hash_plain "beast_hash_plain"(PyObject* key, Py_hash_t* hash) noexcept
     int same_key "beast_same"(PyObject* a, PyObject* b) noexcept nogil

@@ -68,6 +68,8 @@ def adaptive(**kwargs: Any) -> Any:
 
 KEYS = [str(i) for i in range(8)]
 PAIRS = [(str(i), i) for i in range(4, 30)]
+MANY = KEYS * 40
+MORE_PAIRS = PAIRS * 12
 WHOLE, PREFIX, LESS = "whole", "prefix", "less"
 
 # name, how the cache is made, what is done, what a failure may leave, fewest failures expected
@@ -101,11 +103,15 @@ CASES: list[tuple[str, Callable[[], Any], Callable[[Any], Any], str, int]] = [
     ("clear a full one", adaptive, lambda c: c.clear(), WHOLE, 1),
     ("too heavy", full, lambda c: refused(ValueError, c.set, 1, 99), WHOLE, 2),
     ("setdefault", small, lambda c: c.setdefault("new", 1), WHOLE, 3),
-    ("get_many", small, lambda c: c.get_many(KEYS), WHOLE, 3),
-    ("get_many expired", timed, lambda c: c.get_many(KEYS), WHOLE, 4),
+    ("get_many", small, lambda c: c.get_many(KEYS), WHOLE, 1),
+    ("get_many of a set", small, lambda c: c.get_many(set(KEYS)), WHOLE, 3),
+    ("get_many beyond the stack", small, lambda c: c.get_many(MANY), WHOLE, 2),
+    ("get_many expired", timed, lambda c: c.get_many(KEYS), WHOLE, 2),
     ("set_many", small, lambda c: c.set_many(PAIRS), PREFIX, 8),
     ("set_many with ttl", small, lambda c: c.set_many(PAIRS, 60), PREFIX, 8),
-    ("delete_many", small, lambda c: c.delete_many(KEYS), WHOLE, 3),
+    ("set_many beyond the stack", small, lambda c: c.set_many(MORE_PAIRS), PREFIX, 9),
+    ("delete_many", small, lambda c: c.delete_many(KEYS), WHOLE, 1),
+    ("delete_many beyond the stack", small, lambda c: c.delete_many(MANY), WHOLE, 2),
     ("pop", small, lambda c: c.pop("1"), WHOLE, 0),
     ("pop absent", small, lambda c: absent(c.pop, "x"), WHOLE, 1),
     ("popitem", small, lambda c: c.popitem(), WHOLE, 0),

@@ -1,0 +1,211 @@
+# cython: cdivision=True
+"""Many keys at once, inline: what `get_many`, `set_many` and `delete_many` share.
+
+In a large cache a lookup mostly waits for memory: for the key, a word of the index, the slot, the
+value, one after the other. Here a block of keys takes each step together, and what the next step
+reads is fetched ahead, so that a block waits hardly longer than one key ("group prefetching":
+Chen, Ailamaki, Gibbons, Mowry, "Improving hash join performance through prefetching", ICDE 2004).
+
+Nothing here runs Python code. Exact str, bytes and int need none; another key stops `bulk_hash`
+or `bulk_find`, which return its number: the caller takes that step in Python, having called
+`bulk_own` before, and goes on with the next key.
+"""
+
+from cpython.list cimport PyList_CheckExact
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.tuple cimport PyTuple_CheckExact
+from libc.stdint cimport uint32_t, uint64_t
+
+from beastcore._hash cimport hash_plain, mix_hash, same_key
+from beastcore._table cimport Index, Slot, index_home
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__) || defined(__clang__)
+      #define beast_prefetch(address) __builtin_prefetch(address)
+    #else
+      #define beast_prefetch(address) ((void)(address))
+    #endif
+
+    /* The items of an exact list or tuple. */
+    static inline PyObject **beast_items(PyObject *keys) { return PySequence_Fast_ITEMS(keys); }
+
+    /* A list with an unset item for each of `keys`, an exact list or tuple. Until it is filled
+       and published nothing else can see it. */
+    static PyObject *beast_answers(PyObject *keys) {
+        for (;;) {
+            Py_ssize_t n = PySequence_Fast_GET_SIZE(keys);
+            PyObject *answers = PyList_New(n);
+            if (answers == NULL) return NULL;
+            PyObject_GC_UnTrack(answers);
+            if (n == PySequence_Fast_GET_SIZE(keys)) return answers;
+            Py_DECREF(answers); /* a collection that PyList_New started changed the keys */
+        }
+    }
+    static inline void beast_answer(PyObject *answers, Py_ssize_t i, PyObject *value) {
+        Py_INCREF(value);
+        PyList_SET_ITEM(answers, i, value);
+    }
+    """
+    void prefetch "beast_prefetch"(const void* address) noexcept nogil
+    PyObject** items_of "beast_items"(object keys) noexcept
+    list empty_answers "beast_answers"(object keys)
+    void answer "beast_answer"(list answers, Py_ssize_t i, PyObject* value) noexcept
+    void publish "PyObject_GC_Track"(list answers) noexcept
+    void hide "PyObject_GC_UnTrack"(list things) noexcept
+
+cdef extern from "<stdint.h>":
+    const uint32_t UNSURE "UINT32_MAX"  # no slot: Python must compare
+
+cdef enum:
+    BLOCK = 64          # keys that take a step together
+    NEAR = 256          # keys of one call that need no memory from the heap
+
+
+cdef struct Room:
+    PyObject* keys[NEAR]
+    uint32_t mixed[NEAR]
+    uint32_t slots[NEAR]
+
+
+cdef struct Bulk:
+    PyObject** keys     # borrowed from a list or tuple; in `copy` and owned after `bulk_own`
+    PyObject** copy
+    uint32_t* mixed     # their mixed hashes
+    uint32_t* slots     # where they were found; 0: nowhere
+    Py_ssize_t n
+    void* heap          # NULL while the room on the caller's stack is enough
+
+
+cdef inline object keys_in_a_row(object keys):
+    """Return an exact list or tuple of `keys`, an iterable."""
+    if PyList_CheckExact(keys) or PyTuple_CheckExact(keys):
+        return keys
+    return tuple(keys)
+
+
+cdef inline int bulk_start(Bulk* b, Room* room, PyObject** keys, Py_ssize_t n) noexcept:
+    """Prepare for `n` keys; -1 when memory is short. `bulk_end` must follow on success."""
+    b.keys = keys
+    b.n = n
+    b.heap = NULL
+    b.copy = room.keys
+    b.mixed = room.mixed
+    b.slots = room.slots
+    if n > NEAR:
+        b.heap = PyMem_Malloc(<size_t>n * (sizeof(PyObject*) + 2 * sizeof(uint32_t)))
+        if b.heap == NULL:
+            return -1
+        b.copy = <PyObject**>b.heap
+        b.mixed = <uint32_t*>(b.copy + n)
+        b.slots = b.mixed + n
+    return 0
+
+
+cdef inline void bulk_own(Bulk* b) noexcept:
+    """Hold the keys: Python code is about to run, which may change the list that holds them."""
+    cdef Py_ssize_t i
+    if b.keys == b.copy:
+        return
+    for i in range(b.n):
+        b.copy[i] = b.keys[i]
+        Py_INCREF(<object>b.copy[i])
+    b.keys = b.copy
+
+
+cdef inline void bulk_end(Bulk* b) noexcept:
+    """Release everything; what was owned may run its destructors."""
+    cdef Py_ssize_t i
+    if b.keys == b.copy:
+        for i in range(b.n):
+            Py_XDECREF(b.copy[i])
+    PyMem_Free(b.heap)
+
+
+cdef inline Py_ssize_t bulk_hash(Bulk* b, Py_ssize_t i, uint64_t salt) noexcept:
+    """Hash the keys from `i` on; return the number of the first that needs Python, or `n`."""
+    cdef Py_ssize_t j, end
+    cdef Py_hash_t hash
+    while i < b.n:
+        end = min(i + BLOCK, b.n)
+        for j in range(i, end):
+            prefetch(b.keys[j])
+        for j in range(i, end):
+            if not hash_plain(b.keys[j], &hash):
+                return j
+            b.mixed[j] = mix_hash(hash, salt)
+        i = end
+    return b.n
+
+
+cdef inline uint32_t bulk_place(Index* x, uint32_t mixed) noexcept nogil:
+    """Return the place of the first word that may be that of a key, or of the end of its probe."""
+    cdef uint32_t place = index_home(x, mixed), tag = mixed << x.tag_shift
+    while x.words[place] != 0 and (x.words[place] ^ tag) >> x.tag_shift != 0:
+        place += 1
+        if place == x.size:
+            place = 0
+    return place
+
+
+cdef inline uint32_t bulk_probe(Index* x, Slot* slots, PyObject* key, uint32_t mixed,
+                                uint32_t place) noexcept nogil:
+    """Return the slot of `key` from `place` on, 0 if there is none, UNSURE if Python must tell."""
+    cdef uint32_t tag = mixed << x.tag_shift, word, s
+    cdef int same
+    while True:
+        word = x.words[place]
+        if word == 0:
+            return 0
+        if (word ^ tag) >> x.tag_shift == 0:
+            s = word & x.slot_mask
+            if slots[s].key == key:
+                return s
+            if slots[s].hash == mixed:
+                same = same_key(slots[s].key, key)
+                if same != 0:
+                    return s if same == 1 else UNSURE
+        place += 1
+        if place == x.size:
+            place = 0
+
+
+cdef inline Py_ssize_t bulk_fetch(Bulk* b, Py_ssize_t i, Index* x, Slot* slots,
+                                  uint32_t* places) noexcept nogil:
+    """Fetch what finding the keys from `i` on reads, for a block; return how many these are.
+
+    Sets the place in the index where the probe of each must go on.
+    """
+    cdef Py_ssize_t j, m = min(<Py_ssize_t>BLOCK, b.n - i)
+    cdef uint32_t candidates[BLOCK]
+    cdef Slot* slot
+    for j in range(m):
+        prefetch(x.words + index_home(x, b.mixed[i + j]))
+    for j in range(m):
+        places[j] = bulk_place(x, b.mixed[i + j])
+        candidates[j] = x.words[places[j]] & x.slot_mask
+        prefetch(slots + candidates[j])
+    for j in range(m):
+        slot = slots + candidates[j]
+        if slot.key != b.keys[i + j]:
+            prefetch(slot.key)
+        prefetch(slot.value)
+    return m
+
+
+cdef inline Py_ssize_t bulk_find(Bulk* b, Py_ssize_t i, Index* x, Slot* slots) noexcept nogil:
+    """Find the keys from `i` on; return the number of the first that needs Python, or `n`."""
+    cdef uint32_t places[BLOCK]
+    cdef uint32_t s
+    cdef Py_ssize_t j, m
+    while i < b.n:
+        m = bulk_fetch(b, i, x, slots, places)
+        for j in range(m):
+            s = bulk_probe(x, slots, b.keys[i + j], b.mixed[i + j], places[j])
+            if s == UNSURE:
+                return i + j
+            b.slots[i + j] = s
+        i += m
+    return b.n
