@@ -52,7 +52,7 @@ cdef extern from *:
     void prefetch "beast_prefetch"(const void* address) noexcept nogil
     PyObject** items_of "beast_items"(object keys) noexcept
     list empty_answers "beast_answers"(object keys)
-    void answer "beast_answer"(list answers, Py_ssize_t i, PyObject* value) noexcept
+    void put_answer "beast_answer"(list answers, Py_ssize_t i, PyObject* value) noexcept
     void publish "PyObject_GC_Track"(list answers) noexcept
     void hide "PyObject_GC_UnTrack"(list things) noexcept
 

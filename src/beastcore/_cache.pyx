@@ -63,7 +63,6 @@ from beastcore._bulk cimport (
     BLOCK,
     Bulk,
     Room,
-    answer,
     bulk_end,
     bulk_fetch,
     bulk_find,
@@ -75,6 +74,7 @@ from beastcore._bulk cimport (
     items_of,
     keys_in_a_row,
     publish,
+    put_answer,
 )
 from beastcore._clock cimport COARSE_SLACK_NS, clock_coarse_ns
 from beastcore._hash cimport hash_key, mix_hash, same_key
@@ -539,7 +539,7 @@ cdef class Cache:
         return 0
 
     cdef bint find_many(self, Bulk* b, uint32_t* tick) except -1:
-        """Find all keys of `b` in one state of the cache: their slots, expired or not, and the time.
+        """Find all keys of `b` in one state of the cache, expired or not, and read the time.
 
         False if the cache kept changing. No Python code runs after the answer.
         """
@@ -1128,7 +1128,7 @@ cdef class Cache:
                 for i in range(n):
                     s = self.hit_or_miss(<object>b.keys[i])
                     value = default if s == 0 else <object>self.slots[s].value
-                    answer(found, i, <PyObject*>value)
+                    put_answer(found, i, <PyObject*>value)
                 publish(found)
                 return found
             if self.n_ttl:
@@ -1150,7 +1150,7 @@ cdef class Cache:
                     self.hits += 1
                     self.promote(s)
                     held = self.slots[s].value
-                answer(found, i, held)
+                put_answer(found, i, held)
             publish(found)
             self.release(gone, n_gone)
             return found
