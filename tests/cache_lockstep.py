@@ -1,7 +1,8 @@
 """`Cache` of both twins, driven in lockstep and compared after each step.
 
-With "lru" a model of lists and dicts is a third. "adaptive" has no model: there the twins, given
-the same salt, must agree on every entry that leaves.
+With "lru" a model of lists and dicts is a third, which is told when the wheel removed an entry and
+sees to it that it had expired. "adaptive" has no model: there the twins, given the same salt, must
+agree on every entry that leaves.
 
 `python tests/cache_lockstep.py STEPS [SEED]` plays that many random steps and prints how many it
 played; the first difference ends it with the steps that led there. The tests of hypothesis
@@ -24,9 +25,9 @@ from support import FakeClock, Twin
 M61 = 2**61 - 1
 KEYS: list[Any] = [0, 0.0, False, 1, True, 1.0, -1, -2, math.inf, None, M61, 2 * M61, 3 * M61]
 KEYS += ["", "a", "b", b"a", "\u20ac", (1, 2), 1 << 20, 2 << 20, 1 << 40, 2.5, frozenset({1}), 7]
-TTLS: list[Any] = [None, 0.01, 0.25, 1, 3.0, 60, math.inf]
+TTLS: list[Any] = [None, 0.01, 0.25, 1, 3.0, 60, 1000, 40_000, 900_000.0, math.inf]
 BAD_TTLS: list[Any] = [0, -1, math.nan, "1"]
-STEPS_OF_TIME = [0.0, 1 / 128, 1 / 64, 0.1, 0.25, 1, 5, 100, -0.25, -3]
+STEPS_OF_TIME = [0.0, 1 / 128, 1 / 64, 0.1, 0.25, 1, 1, 5, 100, 600, 40_000, 3e6, -0.25, -3]
 OWN: Any = ...
 
 
@@ -47,6 +48,7 @@ class Model:
         self.weigher, self.timer, self.on_removal = weigher, timer, on_removal
         self.base = timer()
         self.entries: list[list[Any]] = []  # [key, value, deadline, weight], oldest first
+        self.seen: list[Any] = []  # what a twin told of the operation that comes
         self.hits = self.misses = self.sets = 0
         self.evictions = self.expirations = self.removals = self.rejections = 0
 
@@ -73,7 +75,22 @@ class Model:
             self.removals += 1
         told.append((entry[0], entry[1], cause))
 
+    def sweep(self, told: list[Any], most: int) -> None:
+        """Remove up to `most` expired entries, those that the twin removed at this point."""
+        for _ in range(most):
+            seen = self.seen[len(told) : len(told) + 1]
+            swept = [
+                entry
+                for entry in self.entries
+                if seen == [(repr(entry[0]), entry[1], RemovalCause.EXPIRED)]
+                and self.expired(entry)
+            ]
+            if not swept:
+                return
+            self.remove(swept[0], RemovalCause.EXPIRED, told)
+
     def tell(self, told: list[Any]) -> None:
+        self.seen = self.seen[len(told) :]
         for key, value, cause in told:
             self.on_removal(key, value, cause)
 
@@ -174,6 +191,7 @@ class Model:
     def store(
         self, key: Any, value: Any, seconds: float | None, weight: int, told: list[Any]
     ) -> None:
+        self.sweep(told, 64)
         entry = self.live(key, told)
         if entry is not None:
             told.append((entry[0], entry[1], RemovalCause.REPLACED))
@@ -261,9 +279,9 @@ class Model:
 
     def expire(self, limit: int | None = None) -> int:
         told: list[Any] = []
-        for entry in list(self.entries):
-            if self.expired(entry) and (limit is None or len(told) < limit):
-                self.remove(entry, RemovalCause.EXPIRED, told)
+        expired = sum(map(self.expired, self.entries))
+        self.sweep(told, expired if limit is None else min(expired, limit))
+        assert limit is not None or len(told) == expired, "expire() left some"
         self.tell(told)
         return len(told)
 
@@ -433,7 +451,8 @@ class Lockstep:
         else:
             for log in self.told:
                 log.clear()
-            answers = [self._do(subject, name, args) for subject in self.subjects]
+            answers = [self._do(subject, name, args) for subject in reversed(self.subjects)]
+            answers.reverse()
             self._same(answers, "answer")
             self._same([[*log] for log in self.told], "calls of on_removal")
         if not self.large or len(self.history) % self.LARGE == 0:
@@ -452,8 +471,9 @@ class Lockstep:
             if not isinstance(subject, Model):
                 subject._check()
 
-    @staticmethod
-    def _do(subject: Any, name: str, args: tuple[Any, ...]) -> Any:
+    def _do(self, subject: Any, name: str, args: tuple[Any, ...]) -> Any:
+        if isinstance(subject, Model):
+            subject.seen = self.told[-1]
         try:
             if name in OPERATORS:
                 answer = OPERATORS[name](subject, *args)
@@ -490,6 +510,7 @@ CONFIGURATIONS: list[Configuration] = [
 FILLING: list[Configuration] = [
     ("adaptive", 20, None, None),
     ("adaptive", 40, 60.0, None),
+    ("lru", 40, 3.0, None),
     ("adaptive", 40, None, 100),
     ("adaptive", 40, None, 100_000),
     ("adaptive", 64, None, None),

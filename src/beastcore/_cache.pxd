@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from beastcore._bulk cimport Bulk
 from beastcore._policy cimport Adaptive, Link, Policy, Sketch
 from beastcore._table cimport Index, Slot
+from beastcore._wheel cimport Wheel
 
 
 cdef struct Gone:
@@ -45,6 +46,7 @@ cdef class Cache:
     cdef uint32_t size, maxsize_, capacity, high, free
     cdef uint64_t version
     cdef uint32_t n_ttl, n_gc
+    cdef Wheel wheel
     cdef bint has_default_ttl
     cdef double default_ttl
     # weights
@@ -84,7 +86,7 @@ cdef class Cache:
     cdef inline void promote(self, uint32_t s) noexcept
     cdef void sample(self, uint32_t mixed, bint rose) noexcept
     cdef bint is_over(self) noexcept
-    cdef uint32_t next_out(self, uint32_t tick) noexcept
+    cdef uint32_t next_out(self) noexcept
     cdef int adapt(self, uint64_t entries) except -1
     cdef uint32_t walk(self, uint32_t s) noexcept
     cdef Py_ssize_t leaving(self, uint32_t s, uint32_t weight) noexcept
@@ -92,6 +94,11 @@ cdef class Cache:
     cdef uint64_t entries_expected(self) noexcept
     cdef uint64_t weight_when_full(self) noexcept
     cdef void hand_out(self, Batch* batch, Batch* out) noexcept
+    cdef int start_wheel(self, uint32_t tick) except -1
+    cdef Py_ssize_t fire(self, uint32_t tick, uint64_t* steps, Py_ssize_t most, bint whole,
+                         Gone* gone) noexcept
+    cdef void unfile_free(self) noexcept
+    cdef int check_wheel(self) except -1
     cdef void take(self, uint32_t s, int cause, Gone* gone) noexcept
     cdef int drop(self, uint32_t s, int cause) except -1
     cdef void release(self, Gone* gone, Py_ssize_t n) noexcept

@@ -13,6 +13,9 @@ Data structure
     Many keys at once go through it in blocks, as described in _bulk.pxd.
     Caches of up to SMALL entries grow their arrays by doubling; larger ones take all memory at
     once (the system supplies untouched pages lazily), so that no single `set` pays for a rehash.
+    `wheel`   which entries' time has passed; made by the first time to live (_wheel.pxd). A write
+              first takes up to WHEEL_STEPS steps on it: so a full cache drops what has expired
+              before it evicts.
     Layout after CacheLib (index, order and expiry are separate structures) and CPython's dict.
 
 Invariants (`_check()` verifies them by number)
@@ -26,6 +29,9 @@ Invariants (`_check()` verifies them by number)
     5  n_ttl and n_gc count the slots with HAS_TTL and HAS_GC; HAS_GC is set if the type of the
        key or the value takes part in garbage collection.
     6  A used slot has a key and a value, a free one neither.
+    7  The slots that are FILED, free ones included, are on the wheel's lists, once each; a list's
+       time is not after the expiry of its slots or the wheel's position; slots with HAS_TTL are
+       FILED; a list's bit tells whether it is empty.
 
 Ownership
     A used slot owns one reference to its key and one to its value. An operation that removes
@@ -55,7 +61,7 @@ from cpython.tuple cimport (
     PyTuple_New,
     PyTuple_SET_ITEM,
 )
-from libc.math cimport ceil
+from libc.math cimport ceil, floor
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -109,6 +115,25 @@ from beastcore._policy cimport (
     queue_push,
 )
 
+from beastcore._wheel cimport (
+    COARSE,
+    FILED,
+    LISTS,
+    OVERFLOW,
+    SECONDS,
+    SPAN_BITS,
+    TICK_BITS,
+    Wheel,
+    wheel_file,
+    wheel_hold,
+    wheel_move,
+    wheel_rebase,
+    wheel_reset,
+    wheel_seek,
+    wheel_time,
+    wheel_unfile,
+    wheel_waits,
+)
 from beastcore._table cimport (
     Index,
     Slot,
@@ -178,6 +203,8 @@ cdef enum:
     RESTARTS = 64
     BATCH_RESTARTS = 4
     ON_STACK = 16           # removed pairs kept without an allocation
+    WHEEL_STEPS = 64        # timers looked at, at most, before a write
+    SWEEP = 1024            # entries that `expire` removes before it tells the listener
     EXPLICIT = 0
     REPLACED = 1
     EXPIRED = 2
@@ -233,6 +260,7 @@ cdef class Cache:
         self.index.words = NULL
         self.adaptive = NULL
         self.sample_mask = 0xFFFFFFFF
+        self.wheel.links = NULL
         # User code runs from the first check on and may find the cache through
         # `gc.get_objects()`: it is a cache of one entry until all is known.
         self.salt = int.from_bytes(urandom(8), "little")
@@ -303,16 +331,21 @@ cdef class Cache:
         self.tick_end = ns + 1000 + <int64_t>((<double>(self.tick + 1) / TICKS - now) * 1e9)
 
     cdef void rebase(self, double now_s, double* shifted) noexcept:
-        """Move the origin of time to now, so that ticks fit 32 bits; O(slots), once a year."""
-        cdef double whole = <double><uint64_t>now_s if now_s < 9e18 else now_s
+        """Move the origin of time near to now, so that ticks fit 32 bits; O(slots), once a year.
+
+        By a multiple of the wheel's span, so that its lists stay as they are; one span of the
+        past remains, for clocks that run back a little.
+        """
+        cdef double span = <double>(1 << SPAN_BITS), whole = (floor(now_s / span) - 1.0) * span
         cdef double ticks = whole * TICKS
         cdef uint32_t s
         for s in range(FIRST_SLOT, self.high + 1):
-            if self.slots[s].key != NULL and self.slots[s].flags & HAS_TTL:
+            if self.slots[s].flags & (HAS_TTL | FILED):
                 if <double>self.slots[s].expiry > ticks:
                     self.slots[s].expiry -= <uint32_t>ticks
                 else:
                     self.slots[s].expiry = 0
+        wheel_rebase(&self.wheel, <int64_t>min(whole, 1e18))
         self.base_s += whole
         shifted[0] = now_s - whole
 
@@ -607,14 +640,8 @@ cdef class Cache:
             self.weigher is not None and self.weight_ > self.max_weight_
         )
 
-    cdef uint32_t next_out(self, uint32_t tick) noexcept:
-        """Return the slot that must leave next; "adaptive" prefers what has expired."""
-        cdef uint32_t queue, s
-        if self.is_adaptive and self.n_ttl:
-            for queue in range(FIRST_SLOT):
-                s = oldest(&self.policy_state, queue)
-                if s >= FIRST_SLOT and self.cause_of(s, tick) == EXPIRED:
-                    return s
+    cdef uint32_t next_out(self) noexcept:
+        """Return the slot that must leave next."""
         if self.adaptive != NULL:
             return policy_evict(&self.policy_state)
         if self.is_adaptive:  # all are in the window still
@@ -644,8 +671,16 @@ cdef class Cache:
         index_shape(&index, capacity + FIRST_SLOT)
         cdef Slot* slots = <Slot*>PyMem_Calloc(<size_t>capacity + FIRST_SLOT, sizeof(Slot))
         cdef Link* links = <Link*>PyMem_Calloc(<size_t>capacity + FIRST_SLOT, sizeof(Link))
+        cdef Wheel wheel = self.wheel
+        if wheel.links != NULL:
+            wheel.base = capacity + FIRST_SLOT
+            wheel.links = <Link*>PyMem_Malloc((<size_t>wheel.base + LISTS) * sizeof(Link))
         index.words = <uint32_t*>PyMem_Calloc(index.size, sizeof(uint32_t))
-        if slots == NULL or links == NULL or index.words == NULL:
+        if (
+            slots == NULL or links == NULL or index.words == NULL
+            or (wheel.links == NULL and self.wheel.links != NULL)
+        ):
+            PyMem_Free(wheel.links)
             PyMem_Free(slots)
             PyMem_Free(links)
             PyMem_Free(index.words)
@@ -674,11 +709,61 @@ cdef class Cache:
                 links[links[n].next].prev = n
                 links[queue].next = n
                 index_add(&self.index, slots[n].hash, n)
+                old_links[s].next = n  # where it went
                 s = old_links[s].prev
+        if wheel.links != NULL:
+            wheel_move(&wheel, &self.wheel, old_slots, old_links)
+            PyMem_Free(self.wheel.links)
+            self.wheel = wheel
         PyMem_Free(old_slots)
         PyMem_Free(old_links)
         self.high = n
         return 0
+
+    cdef int start_wheel(self, uint32_t tick) except -1:
+        """Make the wheel, for the first time to live."""
+        cdef uint32_t base = self.capacity + FIRST_SLOT
+        cdef Link* links = <Link*>PyMem_Malloc((<size_t>base + LISTS) * sizeof(Link))
+        if links == NULL:
+            raise MemoryError(f"no memory for the times to live of {self.capacity} entries")
+        self.wheel.links = links
+        self.wheel.base = base
+        self.wheel.position = tick >> TICK_BITS
+        wheel_reset(&self.wheel)
+        return 0
+
+    cdef Py_ssize_t fire(self, uint32_t tick, uint64_t* steps, Py_ssize_t most, bint whole,
+                         Gone* gone) noexcept:
+        """Remove what has expired by `tick`, at most `most` entries; return how many.
+
+        Looks at no more than `steps` slots, and counts them off; entries of the second that is
+        not over yet are looked at if `whole`.
+        """
+        cdef Wheel* w = &self.wheel
+        cdef uint32_t list_, s, number, again = 0
+        cdef Py_ssize_t n = 0
+        w.behind = True  # unless the end is met
+        while n < most and steps[0] > 0:
+            list_ = wheel_seek(w, tick >> TICK_BITS)
+            if list_ == 0:
+                list_ = w.base + <uint32_t>(w.position & (SECONDS - 1))
+                s = w.links[list_].next
+                if not whole or s == list_ or s == again:
+                    break
+            else:
+                s = w.links[list_].next
+            steps[0] -= 1
+            wheel_unfile(w, self.slots, s)
+            if self.slots[s].key == NULL or not self.slots[s].flags & HAS_TTL:
+                continue
+            if tick >= self.slots[s].expiry:
+                self.take(s, EXPIRED, &gone[n])
+                n += 1
+                continue
+            number = wheel_file(w, self.slots, s)
+            if again == 0 and w.base + number == list_:
+                again = s
+        return n
 
     cdef void take(self, uint32_t s, int cause, Gone* gone) noexcept:
         """Remove slot `s`, handing its references to `gone`."""
@@ -747,7 +832,7 @@ cdef class Cache:
         if n > ON_STACK:
             gone = allocate_gone(n)
         for i in range(n):
-            s = self.next_out(tick)
+            s = self.next_out()
             self.take(s, self.cause_of(s, tick), &gone[i])
         self.release(gone, n)
         if gone != on_stack:
@@ -780,8 +865,9 @@ cdef class Cache:
         cdef Batch* out = batch
         cdef Slot* slot
         cdef double now_s = 0.0
-        cdef uint32_t tick = 0, s, victim, queue
-        cdef bint replaces
+        cdef uint32_t tick = 0, expiry, s, victim, queue
+        cdef uint64_t steps = WHEEL_STEPS
+        cdef bint replaces, waits
         if batch == NULL:
             out = &alone
             alone.gone = on_stack
@@ -790,11 +876,18 @@ cdef class Cache:
             alone.fixed = True
         s = self.find_at(key, mixed, has_ttl, &now_s, &tick, batch)
         # From here to `release` no Python code runs. First what can fail: memory.
-        batch_room(out, 3 + self.leaving(s, weight))
+        if has_ttl and self.wheel.links == NULL:
+            self.start_wheel(tick)
         if s == 0 and self.free == 0 and self.high == self.capacity + FIRST_SLOT - 1:
             self.rebuild(min(self.maxsize_ + 1, 2 * self.capacity))
         if self.is_adaptive and self.adaptive == NULL and self.must_adapt(weight):
             self.adapt(self.entries_expected())
+        waits = (has_ttl or self.n_ttl) and wheel_waits(&self.wheel, tick >> TICK_BITS)
+        batch_room(out, 3 + self.leaving(s, weight) + (WHEEL_STEPS if waits else 0))
+        if waits:
+            out.n += self.fire(tick, &steps, WHEEL_STEPS, False, out.gone + out.n)
+            if s != 0 and self.slots[s].key == NULL:
+                s = 0
         replaces = s != 0 and self.cause_of(s, tick) == SIZE
         if replaces:
             slot = &self.slots[s]
@@ -821,7 +914,7 @@ cdef class Cache:
             slot.key = <PyObject*>key
             Py_INCREF(key)
             slot.hash = mixed
-            slot.flags = 0
+            slot.flags &= FILED
             index_add(&self.index, mixed, s)
             self.size += 1
             self.version += 1
@@ -830,7 +923,8 @@ cdef class Cache:
         slot.weight = weight
         slot.flags &= ~<uint32_t>(HAS_TTL | HAS_GC)
         if has_ttl:
-            self.deadline(now_s, ttl, &slot.expiry)
+            self.deadline(now_s, ttl, &expiry)
+            wheel_hold(&self.wheel, self.slots, s, expiry)
             slot.flags |= HAS_TTL
             self.n_ttl += 1
         if is_gc(slot.key) or is_gc(slot.value):
@@ -858,7 +952,7 @@ cdef class Cache:
                         out.n += 1
                     self.hand_out(batch, out)
                     raise
-            victim = self.next_out(tick)
+            victim = self.next_out()
             if victim == s and replaces:  # what was held stays: the next in order leaves
                 victim = self.walk(PROBATION)
                 if victim == s:
@@ -1101,9 +1195,12 @@ cdef class Cache:
         if self.cause_of(s, tick) == EXPIRED:
             self.drop(s, EXPIRED)
             return False
+        if has_ttl:
+            if self.wheel.links == NULL:
+                self.start_wheel(tick)
+            wheel_hold(&self.wheel, self.slots, s, expiry)
         self.n_ttl += has_ttl - (self.slots[s].flags & HAS_TTL)
         self.slots[s].flags = (self.slots[s].flags & ~<uint32_t>HAS_TTL) | has_ttl
-        self.slots[s].expiry = expiry
         return True
 
     # -- many keys -----------------------------------------------------------------------------
@@ -1240,34 +1337,46 @@ cdef class Cache:
     # -- the whole -----------------------------------------------------------------------------
 
     def expire(self, limit=None, /):
-        """Remove expired entries, at most `limit`, and return how many; O(entries)."""
+        """Remove expired entries, at most `limit`, and return how many.
+
+        Without a limit, all of them; O(their number). With one, at most 64 + 2 * limit entries
+        are looked at: so fewer than `limit` may be removed although there are more, and another
+        call goes on from there. They leave in the order of their times to live, to the second.
+        Each 1024 removals `on_removal` is told.
+        """
         cdef Gone* gone
-        cdef uint32_t s, before, tick, most, i, n = 0
-        cdef double now_s
+        cdef uint32_t tick
+        cdef uint64_t most, left, steps
+        cdef Py_ssize_t room, n, total = 0
+        cdef double now_s, origin
         most = 0xFFFFFFFF if limit is None else min(
             check_count("limit", limit, minimum=0, maximum=None), 0xFFFFFFFF
         )
         if not self.n_ttl or not most:
             return 0
         tick = self.read_clock(&now_s)
-        s = self.walk(PROBATION)
-        while s != 0 and n < most:
-            n += self.cause_of(s, tick) == EXPIRED
-            s = self.walk(s)
-        if n == 0:
+        left = min(most, <uint64_t>self.n_ttl)
+        if left == 0:  # the timer removed them
             return 0
-        gone = allocate_gone(n)
-        s = self.walk(PROBATION)
-        i = 0
-        while i < n:
-            before = self.walk(s)
-            if self.cause_of(s, tick) == EXPIRED:
-                self.take(s, EXPIRED, &gone[i])
-                i += 1
-            s = before
-        self.release(gone, n)
-        PyMem_Free(gone)
-        return n
+        steps = ~<uint64_t>0 if limit is None else WHEEL_STEPS + 2 * most
+        room = min(left, <uint64_t>SWEEP)
+        gone = allocate_gone(room)
+        try:
+            while left:
+                origin = self.base_s
+                room = min(left, <uint64_t>SWEEP)
+                n = self.fire(tick, &steps, room, True, gone)
+                total += n
+                left -= n
+                self.release(gone, n)
+                if n < room:
+                    break
+                if self.base_s != origin:  # a listener, or a destructor, moved the origin of time
+                    now_s = max(0.0, now_s - (self.base_s - origin))
+                    tick = <uint32_t>(now_s * TICKS)
+        finally:
+            PyMem_Free(gone)
+        return total
 
     def evict(self, n, /):
         """Evict the `n` entries that are next to leave and return how many there were."""
@@ -1304,8 +1413,9 @@ cdef class Cache:
                 self.policy_state.window_target = most
         self.maxsize_ = most
         for i in range(n):
-            s = self.next_out(tick)
+            s = self.next_out()
             self.take(s, self.cause_of(s, tick), &gone[i])
+        self.unfile_free()
         if most + 1 < self.capacity:
             try:
                 self.rebuild(
@@ -1317,6 +1427,13 @@ cdef class Cache:
         if gone != on_stack:
             PyMem_Free(gone)
         return n
+
+    cdef void unfile_free(self) noexcept:
+        """Take free slots off the wheel; O(slots)."""
+        cdef uint32_t s
+        for s in range(FIRST_SLOT, self.high + 1):
+            if self.slots[s].key == NULL and self.slots[s].flags & FILED:
+                wheel_unfile(&self.wheel, self.slots, s)
 
     def clear(self):
         """Remove every entry, cause EXPLICIT; counters stay. O(entries)."""
@@ -1354,6 +1471,8 @@ cdef class Cache:
         arrays = (<uint64_t>self.capacity + FIRST_SLOT) * (sizeof(Slot) + sizeof(Link))
         arrays += self.adaptive_room
         arrays += <uint64_t>self.index.size * sizeof(uint32_t)
+        if self.wheel.links != NULL:
+            arrays += (<uint64_t>self.wheel.base + LISTS) * sizeof(Link)
         weighs = self.weigher is not None
         cdef double shares[SHADOWS]
         cdef double ratios[SHADOWS]
@@ -1488,6 +1607,43 @@ cdef class Cache:
             assert self.weight_ <= self.max_weight_, "4: too heavy"
         assert n_ttl == self.n_ttl, f"5: n_ttl {self.n_ttl}, counted {n_ttl}"
         assert n_gc == self.n_gc, f"5: n_gc {self.n_gc}, counted {n_gc}"
+        self.check_wheel()
+
+    cdef int check_wheel(self) except -1:
+        """`_check` of invariant 7."""
+        cdef Wheel* w = &self.wheel
+        cdef uint32_t s, i, list_, before, filed = 0, seen = 0
+        cdef int64_t latest
+        cdef bint bit
+        for s in range(FIRST_SLOT, self.high + 1):
+            filed += self.slots[s].flags & FILED != 0
+            if self.slots[s].key != NULL and self.slots[s].flags & HAS_TTL:
+                assert self.slots[s].flags & FILED, f"7: slot {s} is not on the wheel"
+        if w.links == NULL:
+            assert filed == 0, "7: slots are filed without a wheel"
+            return 0
+        assert w.base == self.capacity + FIRST_SLOT, "7: the wheel has another size"
+        for i in range(LISTS):
+            before = list_ = w.base + i
+            s = w.links[list_].next
+            while s != list_:
+                assert FIRST_SLOT <= s <= self.high, f"7: list {i} leads to {s}"
+                assert self.slots[s].flags & FILED, f"7: slot {s} of list {i} is not FILED"
+                assert w.links[s].prev == before, f"7: the link back from slot {s} is wrong"
+                latest = max(w.position, <int64_t>(self.slots[s].expiry >> TICK_BITS))
+                assert wheel_time(w, i) <= latest, f"7: slot {s} is on the later list {i}"
+                seen += 1
+                assert seen <= filed, "7: the lists are too long"
+                before = s
+                s = w.links[s].next
+            assert w.links[list_].prev == before, f"7: list {i} is open"
+            if i < COARSE:
+                bit = (w.seconds[i >> 6] >> (i & 63)) & 1
+            else:
+                bit = (w.blocks >> (i - COARSE)) & 1
+            assert i >= OVERFLOW or bit == (before != list_), f"7: the bit of list {i} is wrong"
+        assert seen == filed == w.filed, f"7: {w.filed} filed, {seen} on lists, {filed} FILED"
+        return 0
 
     cdef void forget(self) noexcept:
         """Become empty without releasing anything; the caller holds the references."""
@@ -1499,6 +1655,8 @@ cdef class Cache:
             self.policy_state.weight[queue] = 0
         self.size = self.free = self.n_ttl = self.n_gc = 0
         self.high = FIRST_SLOT - 1
+        if self.wheel.links != NULL:
+            wheel_reset(&self.wheel)
         self.weight_ = 0
         self.version += 1
 
@@ -1509,6 +1667,8 @@ cdef class Cache:
         PyMem_Free(self.links)
         PyMem_Free(self.index.words)
         PyMem_Free(self.adaptive)
+        PyMem_Free(self.wheel.links)
+        self.wheel.links = NULL
         self.adaptive = NULL
         self.slots = NULL
         self.links = NULL

@@ -204,6 +204,6 @@ def test_every_operation_is_played() -> None:
         1, None, max_weight=None, weigher=None, timer=clock, on_removal=lambda k, v, c: None
     )
     inner = {"now", "expired", "find", "remove", "tell", "live", "lookup", "promote", "seconds"}
-    inner |= {"deadline", "weigh", "fits", "evict_oldest", "store", "counters", "items"}
+    inner |= {"deadline", "weigh", "fits", "evict_oldest", "store", "sweep", "counters", "items"}
     public = {n for n in dir(model) if not n.startswith("_") and callable(getattr(model, n))}
     assert public - inner - {"weigher", "timer", "on_removal"} <= played

@@ -16,6 +16,9 @@ Invariants, verified by `_check()`
        under way: what comes competes with what is there before one of them leaves.
     4. No chain is empty or holds two entries with the identical key.
     5. The queues' weights are the sums of their entries' weights, each at least 1.
+    6. Each entry with a time to live has a timer of its own on the wheel (wheel.py), on a list
+       whose time is not after its deadline or the wheel's position. `_spare` holds the timers of
+       entries that left, the last one on top, as the compiled twin chains its free slots.
 
 Why no lock is needed
     Keys, values, callbacks, the weigher and the timer may run any code, which may come back here;
@@ -57,6 +60,7 @@ from beastcore._pure.policy import (
     mix,
     sampled,
 )
+from beastcore._pure.wheel import SWEEP, TICK_BITS, UNFILED, WHEEL_STEPS, Timer, Wheel
 from beastcore._types import CacheStats, RemovalCause
 from beastcore._validate import (
     MAX_WEIGHT_EACH,
@@ -93,7 +97,7 @@ _MISSING: Any = object()
 class _Entry(Record):
     """A key, its value and what is kept about them."""
 
-    __slots__ = ("deadline", "epoch", "hashed", "key", "value")
+    __slots__ = ("deadline", "epoch", "hashed", "key", "timer", "value")
 
     def __init__(
         self, hashed: int, key: Any, value: Any, deadline: int | None, weight: int
@@ -106,6 +110,7 @@ class _Entry(Record):
         """Tick (1/64 s since construction of the cache) from which on the entry is expired."""
         self.epoch = DEAD
         """The cache's epoch while the entry is in it; `clear` makes all old at one stroke."""
+        self.timer: Timer | None = None
 
     def expired(self, ticks: float) -> bool:
         """Tell whether the time to live has passed at `ticks`."""
@@ -152,7 +157,7 @@ class Cache(Generic[K, V]):
     __slots__ = (
         *("_timer", "_read_timer", "_base", "_weigher", "_on_removal", "_ttl", "_policy"),
         *("_index", "_queues", "_epoch", "_version", "_count", "_weight", "_timed"),
-        *("_is_adaptive", "_adaptive", "_salt"),
+        *("_is_adaptive", "_adaptive", "_salt", "_wheel", "_spare"),
         *("_maxsize", "_max_weight", "_limit", "_hits", "_misses", "_sets"),
         *("_evictions", "_expirations", "_removals", "_rejections", "__weakref__"),
     )
@@ -174,6 +179,8 @@ class Cache(Generic[K, V]):
     _is_adaptive: bool
     _adaptive: Adaptive | None
     _salt: int
+    _wheel: Wheel[_Entry] | None
+    _spare: list[Timer | None]
     _epoch: int
     _version: int
     _count: int
@@ -209,6 +216,8 @@ class Cache(Generic[K, V]):
         self._salt = int.from_bytes(urandom(8), "little")
         self._is_adaptive = self._policy == "adaptive"
         self._adaptive = None
+        self._wheel = None
+        self._spare = []
         bound = self._maxsize if self._max_weight is None else self._max_weight
         self._queues = Queues(bound, self._salt | 1)
         self._epoch = self._version = self._count = self._weight = self._timed = 0
@@ -373,8 +382,9 @@ class Cache(Generic[K, V]):
             if entry.expired(ticks):
                 self._remove_one(entry, RemovalCause.EXPIRED)
                 return False
-            # Operators only.
-            if entry.epoch == self._epoch:
+            self._hold(entry, deadline, ticks)
+            # Operators only, after one call at the start.
+            if self._holds(entry, deadline) and entry.epoch == self._epoch:
                 self._timed += (deadline is not None) - (entry.deadline is not None)
                 entry.deadline = deadline
                 return True
@@ -427,7 +437,10 @@ class Cache(Generic[K, V]):
     def expire(self, limit: int | None = None, /) -> int:
         """Remove expired entries, at most `limit`, and return how many.
 
-        The next to leave go first. O(len(self)).
+        Without a limit, all of them; O(their number). With one, at most 64 + 2 * limit entries
+        are looked at: so fewer than `limit` may be removed although there are more, and another
+        call goes on from there. They leave in the order of their times to live, to the second.
+        Each 1024 removals `on_removal` is told.
         """
         allowed = (
             math.inf if limit is None else check_count("limit", limit, minimum=0, maximum=None)
@@ -435,14 +448,19 @@ class Cache(Generic[K, V]):
         if not self._timed or not allowed:
             return 0
         ticks = self._ticks()
-        removed: Removed = []
-        for entry in self._queues.walk():
-            if len(removed) >= allowed:
+        left = min(allowed, self._timed)
+        steps = WHEEL_STEPS + 2 * allowed
+        total = 0
+        while left:
+            removed: Removed = []
+            room = min(left, SWEEP)
+            steps = self._fire(ticks, steps, room, removed, whole=True)
+            total += len(removed)
+            left -= len(removed)
+            self._notify(removed)
+            if len(removed) < room:
                 break
-            if entry.expired(ticks):
-                self._remove(entry, RemovalCause.EXPIRED, removed)
-        self._notify(removed)
-        return len(removed)
+        return total
 
     def evict(self, n: int, /) -> int:
         """Evict the `n` entries that are next to leave and return how many there were."""
@@ -468,6 +486,9 @@ class Cache(Generic[K, V]):
         removed: Removed = []
         while self._count > maxsize and self._evict_next(ticks, removed):
             pass
+        while (timer := self._spare_timer()) is not None or self._spare:
+            if timer is not None and self._wheel is not None:
+                self._wheel.unfile(timer, None)
         self._notify(removed)
         return len(removed)
 
@@ -476,7 +497,13 @@ class Cache(Generic[K, V]):
         index: dict[int, tuple[_Entry, ...]] = {}
         queues: list[OrderedDict[_Entry, None]] = [OrderedDict() for _ in range(3)]
         weight = [0, 0, 0]
+        wheel: Wheel[_Entry] = Wheel(0)
+        spare: list[Timer | None] = []
         # Operators only.
+        if self._wheel is not None and self._count:
+            wheel.position = self._wheel.position
+            self._wheel = wheel
+            self._spare = spare
         index, self._index = self._index, index
         queues, self._queues.queues = self._queues.queues, queues
         self._queues.weight = weight
@@ -532,6 +559,8 @@ class Cache(Generic[K, V]):
         size += sum([sys.getsizeof(queue) for queue in self._queues.queues])
         if self._adaptive is not None:
             size += 16 * self._adaptive.size
+        if self._wheel is not None:
+            size += sum([sys.getsizeof(timers) for timers in [*self._wheel.lists.values()]])
         oldest = self._queues.first()
         if oldest is not None:
             size += self._count * (sys.getsizeof(oldest) + sys.getsizeof((oldest,)))
@@ -670,6 +699,7 @@ class Cache(Generic[K, V]):
         deadline = _deadline(ticks, ttl)
         fresh = _Entry(hashed, key, value, deadline, weight)
         entry: _Entry | None = None
+        swept = False
         if self._is_adaptive:
             fresh.mixed = mix(hashed, self._salt)
         try:
@@ -678,18 +708,19 @@ class Cache(Generic[K, V]):
                 entry = self._find(hashed, key)
                 if self._is_adaptive and self._adaptive is None and self._must_adapt(weight):
                     self._adapt(self._entries_expected())
-                if entry is not None and entry.expired(ticks):
+                if not swept and self._waits(ticks):
+                    self._fire(ticks, WHEEL_STEPS, WHEEL_STEPS, removed, whole=False)
+                    swept = True
+                elif entry is not None and entry.expired(ticks):
                     self._remove(entry, RemovalCause.EXPIRED, removed)
                 elif entry is None:
-                    fresh.age = self._queues.age
-                    if not self._is_adaptive:
-                        self._make_room(1, weight, ticks, removed)
-                    if self._link(fresh, chain):
+                    if self._enter(fresh, chain, ticks, removed):
                         self._sets += 1
                         if self._is_adaptive:
                             self._settle(fresh, ticks, removed, rose=True)
                         return
                 else:
+                    self._hold(entry, deadline, ticks)
                     old = self._overwrite(entry, value, deadline, weight)
                     if old is not _MISSING:
                         self._sets += 1
@@ -706,11 +737,115 @@ class Cache(Generic[K, V]):
                 self._remove(fresh if entry is None else entry, RemovalCause.SIZE, removed)
             raise
 
+    # -- times to live -------------------------------------------------------------------------
+
+    def _waits(self, ticks: float) -> bool:
+        """Tell whether the wheel has something to look at, where the clock was read."""
+        wheel = self._wheel
+        return wheel is not None and ticks >= 0.0 and wheel.waits(int(ticks) >> TICK_BITS)
+
+    def _hold(self, entry: _Entry, deadline: int | None, ticks: float) -> None:
+        """See that an entry's timer is on the wheel, before it gets that deadline."""
+        if deadline is None:
+            return
+        if self._wheel is None:
+            self._wheel = Wheel(int(ticks) >> TICK_BITS)
+        timer = Timer()
+        # Operators only.
+        if entry.timer is None:
+            entry.timer = timer
+        else:
+            timer = entry.timer
+        self._wheel.hold(entry, timer, deadline)
+
+    def _holds(self, entry: _Entry, deadline: int | None) -> bool:
+        """Tell whether `_hold` was done and is still true; of operators only."""
+        if deadline is None:
+            return True
+        return self._wheel is not None and self._wheel.holds(entry.timer, deadline)
+
+    def _spare_timer(self) -> Timer | None:
+        """Take the timer of the entry that left last, which may be none."""
+        spare = self._spare
+        # Operators only.
+        if not spare:
+            return None
+        timer = spare[-1]
+        del spare[-1]
+        return timer
+
+    def _free_timer(self, entry: _Entry) -> None:
+        """Lay aside the timer of an entry that is not in the cache; it stays on the wheel."""
+        spare = [entry.timer]
+        # Operators only.
+        timer = entry.timer
+        if timer is not None and self._wheel is not None:
+            lists = self._wheel.lists
+            if timer.number in lists and timer in lists[timer.number]:
+                lists[timer.number][timer] = None
+        entry.timer = None
+        self._spare += spare
+
+    def _fire(
+        self, ticks: float, steps: float, most: float, removed: Removed, *, whole: bool
+    ) -> float:
+        """Remove what has expired by `ticks`, at most `most` entries; return the steps left.
+
+        Looks at no more than `steps` timers; those of the second that is not over yet are looked
+        at if `whole`.
+        """
+        wheel = self._wheel
+        if wheel is None:
+            return steps
+        wheel.behind = True  # unless the end is met
+        goal = len(removed) + most
+        turned: Timer | None = None
+        while len(removed) < goal and steps > 0:
+            number = wheel.seek(int(ticks) >> TICK_BITS)
+            at_end = number == UNFILED
+            if at_end:
+                number = wheel.present()
+            found = wheel.first(number) if whole or not at_end else None
+            if found is None or (at_end and found[0] is turned):
+                if at_end:
+                    break
+                continue
+            steps -= 1
+            timer, entry = found
+            deadline = None if entry is None or entry.epoch != self._epoch else entry.deadline
+            if entry is None or deadline is None:
+                wheel.unfile(timer, entry)
+            elif deadline <= ticks:
+                self._remove(entry, RemovalCause.EXPIRED, removed)
+                wheel.unfile(timer, None)
+            elif wheel.again(entry, timer, deadline) == number and turned is None:
+                turned = timer
+        return steps
+
+    # -- linking -------------------------------------------------------------------------------
+
+    def _enter(
+        self, fresh: _Entry, chain: tuple[_Entry, ...], ticks: float, removed: Removed
+    ) -> bool:
+        """Give a newcomer its timer and link it, for "lru" into room made for it; see `_link`."""
+        try:
+            fresh.timer = self._spare_timer()
+            self._hold(fresh, fresh.deadline, ticks)
+            fresh.age = self._queues.age
+            if not self._is_adaptive:
+                self._make_room(1, fresh.weight, ticks, removed)
+            return self._link(fresh, chain)
+        finally:
+            if fresh.epoch == DEAD:
+                self._free_timer(fresh)
+
     def _link(self, entry: _Entry, chain: tuple[_Entry, ...]) -> bool:
         """Insert `entry` as the newest; False if `chain` is stale or, for "lru", room is short."""
         hashed = entry.hashed
         longer = (*chain, entry)
-        # Operators only.
+        # Operators only, after one call at the start.
+        if not self._holds(entry, entry.deadline):
+            return False
         current = self._index[hashed] if hashed in self._index else ()  # noqa: SIM401
         if current is not chain:
             return False
@@ -741,7 +876,7 @@ class Cache(Generic[K, V]):
         while True:
             chain = self._index.get(hashed, ())
             shorter = tuple([e for e in chain if e is not entry]) if len(chain) > 1 else ()
-            # Operators only.
+            # Operators only, then one call.
             if entry.epoch != self._epoch:
                 return False
             if self._index[hashed] is chain:
@@ -756,12 +891,14 @@ class Cache(Generic[K, V]):
                 self._weight -= entry.weight
                 self._timed -= entry.deadline is not None
                 self._version += 1
+                if entry.timer is not None or self._spare:
+                    self._free_timer(entry)
                 return True
 
     def _overwrite(self, entry: _Entry, value: Any, deadline: int | None, weight: int) -> Any:
         """Give `entry` another value and return the old; _MISSING when it is no longer there."""
-        # Operators only.
-        if entry.epoch != self._epoch:
+        # Operators only, after one call at the start.
+        if not self._holds(entry, deadline) or entry.epoch != self._epoch:
             return _MISSING
         old = entry.value
         entry.value = value
@@ -815,13 +952,8 @@ class Cache(Generic[K, V]):
         queues.sketch = self._adaptive.sketch
         queues.share(queues.limit // 100)
 
-    def _next_out(self, ticks: float) -> _Entry | None:
-        """Return the entry that must leave next; "adaptive" prefers what has expired."""
-        if self._is_adaptive and self._timed:
-            for queue in (WINDOW, PROBATION, PROTECTED):
-                entry = self._queues.oldest(queue)
-                if entry is not None and entry.expired(ticks):
-                    return entry
+    def _next_out(self) -> _Entry | None:
+        """Return the entry that must leave next."""
         if self._adaptive is not None:
             return self._queues.evict()
         if self._is_adaptive:  # all are in the window still
@@ -844,7 +976,7 @@ class Cache(Generic[K, V]):
         if self._weigher is not None and self._adaptive is not None and self._is_over():
             self._adaptive.fit(queues, min(self._limit, sum(queues.weight)))
         while self._is_over():
-            victim = self._next_out(ticks)
+            victim = self._next_out()
             if victim is entry and held:
                 others = (other for other in queues.walk() if other is not entry)
                 victim = next(others, None)
@@ -878,7 +1010,7 @@ class Cache(Generic[K, V]):
 
     def _evict_next(self, ticks: float, removed: Removed) -> bool:
         """Remove the entry that must leave next; False if there is none."""
-        entry = self._next_out(ticks)
+        entry = self._next_out()
         if entry is None:
             return False
         cause = RemovalCause.EXPIRED if entry.expired(ticks) else RemovalCause.SIZE
@@ -931,6 +1063,19 @@ class Cache(Generic[K, V]):
         assert self._timed == timed, "invariant 2: number of entries with a deadline"
         assert self._count <= self._maxsize, "invariant 3: maxsize"
         assert self._weight <= self._limit, "invariant 3: max_weight"
+        filed = {} if self._wheel is None else self._wheel.check()
+        for entry in ordered:
+            deadline = entry.deadline
+            if deadline is not None:
+                assert entry.timer in filed, "invariant 6: an entry is not on the wheel"
+                assert filed[entry.timer] is entry, "invariant 6: another entry's timer"
+                assert self._wheel is not None
+                assert entry.timer is not None
+                second = max(self._wheel.position, deadline >> TICK_BITS)
+                assert self._wheel.time(entry.timer.number) <= second, "invariant 6: a late timer"
+        timers = {id(e.timer) for e in ordered if e.timer is not None}
+        spare = {id(timer) for timer in self._spare if timer is not None}
+        assert not timers & spare, "invariant 6: a spare timer is in use"
 
 
 Mapping.register(Cache)
