@@ -17,7 +17,7 @@ from __future__ import annotations
 import os as _os
 import typing as _typing
 
-from beastcore._errors import BeastError, CapacityError, TableFullError
+from beastcore._errors import BeastError, CapacityError, SnapshotError, TableFullError
 from beastcore._types import BatchStats, CacheInfo, CacheStats, RemovalCause, TableStats
 from beastcore._version import __version__
 
@@ -61,6 +61,7 @@ __all__ = [
     "ConnectionTable",
     "LatencyHistogram",
     "RemovalCause",
+    "SnapshotError",
     "TableFullError",
     "TableStats",
     "__version__",

@@ -105,5 +105,8 @@ cdef class Cache:
     cdef Py_ssize_t evict_last(self, Py_ssize_t n) except -1
     cdef int cause_of(self, uint32_t s, uint32_t tick) noexcept
     cdef list snapshot(self, int what)
+    cdef void place(self, uint32_t s, uint32_t state, bint placed) noexcept
+    cdef int recall(self, tuple policy) except -1
+    cdef double seconds_left(self, uint32_t s, double now_s) noexcept
     cdef void forget(self) noexcept
     cdef int free_memory(self) except -1

@@ -1,8 +1,9 @@
 from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
 from types import EllipsisType, GenericAlias
 from typing import Any, Generic, Protocol, TypeVar, final, overload
 
-from beastcore._types import CacheStats, RemovalCause
+from beastcore._types import CacheStats, PolicyState, RemovalCause
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -85,5 +86,34 @@ class Cache(Generic[_K, _V]):
     def weight(self) -> int: ...
     @property
     def timer(self) -> Callable[[], float] | None: ...
+    def dump(
+        self,
+        path: str | bytes | PathLike[str] | PathLike[bytes],
+        *,
+        value_encoder: Callable[[_V], bytes] | None = None,
+        key_encoder: Callable[[_K], bytes] | None = None,
+        wall_clock: Callable[[], float] | None = None,
+    ) -> int: ...
+    def load(
+        self,
+        path: str | bytes | PathLike[str] | PathLike[bytes],
+        *,
+        value_decoder: Callable[[bytes], _V] | None = None,
+        key_decoder: Callable[[bytes], _K] | None = None,
+        wall_clock: Callable[[], float] | None = None,
+    ) -> int: ...
+    def _export(self) -> tuple[list[_K], list[_V], bytes, bytes, PolicyState | None]: ...
+    def _room(self) -> tuple[int, int | None, Callable[[_K, _V], int] | None]: ...
+    def _import(
+        self,
+        keys: list[_K],
+        values: list[_V],
+        states: bytes,
+        left: bytes,
+        weights: list[int] | None,
+        passed: float,
+        policy: PolicyState | None,
+        expected: int,
+    ) -> int: ...
     def _check(self) -> None: ...
     def __reduce__(self) -> Any: ...

@@ -85,8 +85,11 @@ from beastcore._bulk cimport (
 from beastcore._clock cimport COARSE_SLACK_NS, clock_coarse_ns
 from beastcore._hash cimport hash_key, mix_hash, same_key
 from beastcore._policy cimport (
+    COUNT_MASK,
+    COUNT_SHIFT,
     DEFER,
     FIRST_SLOT,
+    MARK,
     PROBATION,
     PROTECTED,
     QUEUE_MASK,
@@ -103,6 +106,7 @@ from beastcore._policy cimport (
     bulk,
     is_sampled,
     oldest,
+    policy_count,
     policy_enter,
     policy_evict,
     policy_hit,
@@ -212,6 +216,8 @@ cdef enum:
     KEYS = 0
     VALUES = 1
     ITEMS = 2
+    STATE_MARK = 1 << 2     # an entry's state in a dump: queue, mark, count
+    STATE_COUNT = 3
 
 cdef double TICKS = 64.0
 cdef double LONGEST_TTL = _MAX_TTL
@@ -858,7 +864,8 @@ cdef class Cache:
                  uint32_t weight, Batch* batch) except -1:
         """Store an entry and let leave what must.
 
-        With a `batch`, its time counts, and what leaves is handed to it instead of released.
+        With a `batch`, its time counts, and what leaves is handed to it instead of released; the
+        slot that is returned is then still that of the entry, or 0 for one turned away.
         """
         cdef Gone on_stack[ON_STACK]
         cdef Batch alone
@@ -965,7 +972,7 @@ cdef class Cache:
         if self.is_adaptive:
             policy_overflow(&self.policy_state)
         self.hand_out(batch, out)
-        return 0
+        return <int>s
 
     cdef Py_ssize_t leaving(self, uint32_t s, uint32_t weight) noexcept:
         """How many leave to make room for `weight` in slot `s`, or in a new one: "lru" exactly."""
@@ -1174,9 +1181,7 @@ cdef class Cache:
             raise KeyError(key)
         if not self.slots[s].flags & HAS_TTL:
             return None
-        if self.timer_ is None:
-            now_s += 1.0 / TICKS + <double>COARSE_SLACK_NS * 1e-9
-        return max(0.0, <double>self.slots[s].expiry / TICKS - now_s)
+        return self.seconds_left(s, now_s)
 
     def touch(self, key, ttl=..., /):
         """Give a live entry a new time to live; False if it is absent.
@@ -1644,6 +1649,198 @@ cdef class Cache:
             assert i >= OVERFLOW or bit == (before != list_), f"7: the bit of list {i} is wrong"
         assert seen == filed == w.filed, f"7: {w.filed} filed, {seen} on lists, {filed} FILED"
         return 0
+
+    # -- dumps: what _snapshot.py needs --------------------------------------------------------
+
+    def dump(self, path, *, value_encoder=None, key_encoder=None, wall_clock=None):
+        """Write the live entries to a file, for `load` after a restart; return how many.
+
+        path            of the file, which is replaced at one stroke when all is written; after an
+                        error it is what it was. Mode 0600; a symbolic link is itself replaced.
+        value_encoder   makes bytes of a value. It must be given: nothing is pickled.
+        key_encoder     makes bytes of the keys that are not stored as they are: all but exact
+                        str, int, bytes and tuples of them.
+        wall_clock      returns seconds since the epoch; by default `time.time`.
+
+        Stored for each entry: key, value, seconds left to live, and what the policy knows of it;
+        for "adaptive" also the window's share. The entries are those of one moment; encoders run
+        afterwards and may use the cache, as may other threads. O(entries), in blocks; 25 bytes an
+        entry are held meanwhile. Raises TypeError or ValueError naming the argument, OSError, and
+        whatever the encoders raise.
+        """
+        from beastcore._snapshot import dump
+        return dump(self, path, value_encoder, key_encoder, wall_clock)
+
+    def load(self, path, *, value_decoder=None, key_decoder=None, wall_clock=None):
+        """Fill the free room with the entries that `dump` wrote; return how many came.
+
+        Nothing leaves and nothing is overwritten: keys held already stay, and of what does not
+        fit, what would leave first is passed over, without a word to `on_removal`. Loading counts
+        neither as sets nor as uses. The weigher of this cache weighs anew; what is too heavy for
+        the room left is passed over. Time since the dump counts as lived, by the wall clock; one
+        that was set back does not lengthen lives. The dump of any policy and size will do.
+
+        value_decoder and key_decoder undo what the encoders did; the second is needed if there
+        was a first. Raises SnapshotError for a file that is no whole, undamaged dump of this
+        format, before a decoder runs; ValueError or TypeError naming the argument, OSError, and
+        whatever decoders, weigher, clocks and keys raise. The cache is then as it was, unless a
+        key's `__eq__` or a want of memory stopped it half-way. O(entries of the file).
+        """
+        from beastcore._snapshot import load
+        return load(self, path, value_decoder, key_decoder, wall_clock)
+
+    def _export(self):
+        """Return what is live in the order of leaving: keys, values, states, times and policy."""
+        cdef list keys = [], values = [], scores = []
+        cdef double* left = NULL
+        cdef unsigned char* states = NULL
+        cdef double now_s = 0.0
+        cdef uint32_t s, i, tick = 0
+        cdef size_t n = 0
+        if self.n_ttl:
+            tick = self.read_clock(&now_s)
+        try:
+            left = <double*>PyMem_Malloc((<size_t>self.size + 1) * sizeof(double))
+            states = <unsigned char*>PyMem_Malloc(<size_t>self.size + 1)
+            if left == NULL or states == NULL:
+                raise MemoryError(f"no memory to dump {self.size} entries")
+            # Appending to a list starts no collection, so nothing can change the cache here.
+            s = self.walk(PROBATION)
+            while s != 0:
+                if self.cause_of(s, tick) != EXPIRED:
+                    keys.append(<object>self.slots[s].key)
+                    values.append(<object>self.slots[s].value)
+                    states[n] = 0
+                    if self.is_adaptive:
+                        states[n] = policy_count(&self.policy_state, s) << STATE_COUNT
+                        states[n] |= STATE_MARK if self.slots[s].flags & MARK else 0
+                        states[n] |= (self.slots[s].flags & QUEUE_MASK) >> QUEUE_SHIFT
+                    left[n] = -1.0
+                    if self.slots[s].flags & HAS_TTL:
+                        left[n] = self.seconds_left(s, now_s)
+                    n += 1
+                s = self.walk(s)
+            all_states = states[:n]
+            all_left = (<char*>left)[:n * sizeof(double)]
+        finally:
+            PyMem_Free(left)
+            PyMem_Free(states)
+        policy = None
+        if self.adaptive != NULL:
+            for i in range(SHADOWS):
+                scores.append((self.adaptive.shadows[i].share, self.adaptive.shadows[i].score))
+            chosen = self.adaptive.shadows[self.adaptive.best].share
+            policy = (chosen, self.adaptive.asked, tuple(scores))
+        return keys, values, all_states, all_left, policy
+
+    def _room(self):
+        """Return how many entries and how much weight come in freely, and the weigher."""
+        entries = self.maxsize_ - min(self.size, self.maxsize_)
+        if self.weigher is None:
+            return entries, None, None
+        return entries, self.max_weight_ - self.weight_, self.weigher
+
+    def _import(self, list keys not None, list values not None, bytes states not None,
+                bytes left not None, list weights, double passed, tuple policy,
+                uint64_t expected):
+        """Put entries of `_export` back, the first to leave first; return how many came.
+
+        `passed` seconds have passed since; an adaptive cache will hold about `expected` entries.
+        """
+        cdef Py_ssize_t i, n = len(keys)
+        cdef Batch batch = Batch(NULL, 0, 0, False, 0.0, 0.0, False)
+        cdef const unsigned char* state = states
+        cdef const char* times = left
+        cdef bint fresh, placed
+        cdef double ttl
+        cdef uint32_t mixed, weight, turn, s, count = 0
+        if not (n == len(values) == len(states) and len(left) == n * sizeof(double)):
+            raise ValueError("_import: the columns are of different lengths")
+        if not 1 <= expected <= self.maxsize_:
+            raise ValueError(f"_import: expected must be 1 to maxsize, got {expected}")
+        for key in keys:
+            hash_key(key)  # one that cannot be hashed leaves the cache as it was
+        fresh = self.is_adaptive and self.adaptive == NULL and policy is not None
+        if fresh:
+            self.adapt(expected)
+            self.recall(policy)
+        # Without a share of the window all go there, in order; else each to its queue, the
+        # window's last, which the others pass through.
+        placed = self.adaptive != NULL
+        try:
+            for turn in range(FIRST_SLOT if placed else 1):
+                for i in range(n):
+                    if placed and state[i] & 3 != PROTECTED - turn:
+                        continue
+                    memcpy(&ttl, times + i * sizeof(double), sizeof(double))
+                    weight = 1 if weights is None else weights[i]
+                    if ttl >= 0.0:
+                        ttl -= passed
+                        if not ttl > 0.0:
+                            continue
+                    if self.find_live(keys[i], True) != 0 or self.size >= self.maxsize_ or (
+                        self.weigher is not None and self.weight_ + weight > self.max_weight_
+                    ):
+                        continue
+                    mixed = mix_hash(hash_key(keys[i]), self.salt)
+                    s = self.put(keys[i], mixed, values[i], ttl > 0.0, ttl, weight, &batch)
+                    self.sets -= 1
+                    self.place(s, state[i], placed)
+                    count += 1
+        finally:
+            self.release(batch.gone, batch.n)
+            PyMem_Free(batch.gone)
+        if fresh and self.adaptive != NULL:
+            self.recall(policy)  # the entries have filled the shadows, and aged the scores
+        return count
+
+    cdef void place(self, uint32_t s, uint32_t state, bint placed) noexcept:
+        """Give what was just put into slot `s` its queue, mark and count."""
+        if s == 0 or not self.is_adaptive:
+            return
+        if placed:
+            queue_move(&self.policy_state, state & 3, s)
+        self.slots[s].flags &= ~<uint32_t>(COUNT_MASK | MARK)
+        self.slots[s].flags |= ((state >> STATE_COUNT) & 15) << COUNT_SHIFT
+        self.slots[s].flags |= MARK if state & STATE_MARK else 0
+
+    cdef int recall(self, tuple policy) except -1:
+        """Take over what another policy of the same shadows had learnt (see `PolicyState`).
+
+        No more of it than this one's own epochs would hold, lest it take long to learn better.
+        """
+        cdef double chosen = policy[0], asked = policy[1], share, score, scale = 1.0
+        cdef Adaptive* a = self.adaptive
+        cdef double most = 10.0 * <double>(a.epoch_length // a.sample_step)
+        cdef uint32_t i, best = SHADOWS
+        cdef tuple shadows = policy[2]
+        if len(shadows) != SHADOWS:
+            return 0
+        for i in range(SHADOWS):
+            share = shadows[i][0]
+            if share != a.shadows[i].share:
+                return 0
+            if share == chosen:
+                best = i
+        if best == SHADOWS:
+            return 0
+        if asked > most:
+            scale = most / asked
+        for i in range(SHADOWS):
+            score = shadows[i][1]
+            a.shadows[i].score = score * scale
+            a.shadows[i].hits = 0
+        a.asked = asked * scale
+        a.epoch = 0
+        a.best = best
+        policy_share(&self.policy_state, <uint64_t>(chosen * <double>self.policy_state.limit))
+        return 0
+
+    cdef double seconds_left(self, uint32_t s, double now_s) noexcept:
+        """Return the seconds until slot `s`, which has a time to live, expires."""
+        if self.timer_ is None:
+            now_s += 1.0 / TICKS + <double>COARSE_SLACK_NS * 1e-9
+        return max(0.0, <double>self.slots[s].expiry / TICKS - now_s)
 
     cdef void forget(self) noexcept:
         """Become empty without releasing anything; the caller holds the references."""

@@ -11,9 +11,14 @@ __all__ = [
     "CacheInfo",
     "CacheStats",
     "ConnInfo",
+    "PolicyState",
     "RemovalCause",
     "TableStats",
 ]
+
+PolicyState = tuple[float, float, tuple[tuple[float, float], ...]]
+"""What "adaptive" has learnt: the window's share, of how many sampled requests, and the share and
+the score (their hits, older ones less) of each shadow."""
 
 
 class RemovalCause(enum.Enum):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -22,9 +23,11 @@ __all__ = [
     "MAX_WEIGHT_TOTAL",
     "TICKS_PER_SECOND",
     "check_callable",
+    "check_coder",
     "check_count",
     "check_item",
     "check_op_size",
+    "check_path",
     "check_policy",
     "check_priority",
     "check_seconds",
@@ -109,19 +112,19 @@ def check_seconds(
     return number
 
 
-def check_time(value: object) -> float:
+def check_time(value: object, name: str = "timer()") -> float:
     """Return what a timer answered as a finite float."""
     if type(value) is not float and (
         isinstance(value, (bool, str, bytes))
         or not isinstance(value, (SupportsFloat, SupportsIndex))
     ):
-        raise TypeError(f"timer() must return seconds as a float, got {value!r}")
+        raise TypeError(f"{name} must return seconds as a float, got {value!r}")
     try:
         number = float(value)
     except OverflowError:  # an int beyond the range of floats
         number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"timer() must return seconds as a float, got {value!r}")
+        raise ValueError(f"{name} must return seconds as a float, got {value!r}")
     return number
 
 
@@ -149,6 +152,25 @@ def check_callable(name: str, value: Any) -> None:
     """Raise TypeError unless `value` is None or callable."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be callable or None, got {value!r}")
+
+
+def check_coder(name: str, value: Any) -> Callable[[Any], Any]:
+    """Return the function that turns values into bytes, or bytes into values; it must be given."""
+    if not callable(value):
+        kind = "bytes from a value" if name.endswith("encoder") else "a value from bytes"
+        raise TypeError(f"{name} must be a function that makes {kind}, got {value!r}")
+    checked: Callable[[Any], Any] = value
+    return checked
+
+
+def check_path(value: object) -> str:
+    """Return the path of a file as a str."""
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise TypeError(f"path must be a str, bytes or os.PathLike, got {value!r}")
+    path = os.fsdecode(value)
+    if not path or "\0" in path:
+        raise ValueError(f"path must not be empty or hold a null character, got {path!r}")
+    return path
 
 
 def check_policy(value: object) -> str:

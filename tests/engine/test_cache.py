@@ -219,7 +219,7 @@ class TestObject:
         assert public == {
             *("get", "peek", "set", "get_many", "set_many", "pop", "popitem", "setdefault"),
             *("delete_many", "expires_in", "touch", "expire", "resize", "evict", "clear"),
-            *("keys", "values", "items", "stats", "reset_stats"),
+            *("keys", "values", "items", "stats", "reset_stats", "dump", "load"),
             *("maxsize", "ttl", "policy", "max_weight", "timer", "weight"),
         }
 

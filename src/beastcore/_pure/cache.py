@@ -35,9 +35,10 @@ from __future__ import annotations
 import math
 import sys
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from os import urandom
+from os import PathLike, urandom
 from types import EllipsisType, GenericAlias, SimpleNamespace
 from typing import (
     Any,
@@ -61,7 +62,7 @@ from beastcore._pure.policy import (
     sampled,
 )
 from beastcore._pure.wheel import SWEEP, TICK_BITS, UNFILED, WHEEL_STEPS, Timer, Wheel
-from beastcore._types import CacheStats, RemovalCause
+from beastcore._types import CacheStats, PolicyState, RemovalCause
 from beastcore._validate import (
     MAX_WEIGHT_EACH,
     MAX_WEIGHT_TOTAL,
@@ -88,6 +89,8 @@ MAX_ELAPSED = 2.0**40
 """Seconds since construction beyond which the clock stands still (35,000 years)."""
 DEAD = -1
 """Epoch of an entry that has left."""
+STATE_MARK, STATE_COUNT = 1 << 2, 3
+"""Where an entry's state in a dump has its mark and its count; the queue is in front."""
 UNREAD = -1.0
 """A time before every deadline: the clock was not needed."""
 
@@ -550,6 +553,150 @@ class Cache(Generic[K, V]):
         if isinstance(other, Mapping):
             return dict(self.items()) == dict(other.items())
         return NotImplemented
+
+    # -- dumps ---------------------------------------------------------------------------------
+
+    def dump(
+        self,
+        path: str | bytes | PathLike[str] | PathLike[bytes],
+        *,
+        value_encoder: Callable[[V], bytes] | None = None,
+        key_encoder: Callable[[K], bytes] | None = None,
+        wall_clock: Callable[[], float] | None = None,
+    ) -> int:
+        """Write the live entries to a file, for `load` after a restart; return how many.
+
+        The file at `path` is replaced at one stroke when all is written, and after an error is
+        what it was. `value_encoder` makes bytes of a value and must be given; `key_encoder` does
+        so for keys that are not exact str, int, bytes or tuples of them. `wall_clock` returns
+        seconds since the epoch. The entries are those of one moment. O(len(self)).
+        """
+        from beastcore._snapshot import dump  # noqa: PLC0415 - seldom needed
+
+        return dump(self, path, value_encoder, key_encoder, wall_clock)
+
+    def load(
+        self,
+        path: str | bytes | PathLike[str] | PathLike[bytes],
+        *,
+        value_decoder: Callable[[bytes], V] | None = None,
+        key_decoder: Callable[[bytes], K] | None = None,
+        wall_clock: Callable[[], float] | None = None,
+    ) -> int:
+        """Fill the free room with the entries that `dump` wrote; return how many came.
+
+        Nothing leaves and nothing is overwritten; of what does not fit, what would leave first is
+        passed over. Time since the dump counts as lived. SnapshotError for a file that is no
+        whole, undamaged dump; then, and after an error of a decoder or the weigher, the cache is
+        as it was. O(entries of the file).
+        """
+        from beastcore._snapshot import load  # noqa: PLC0415 - seldom needed
+
+        return load(self, path, value_decoder, key_decoder, wall_clock)
+
+    def _export(self) -> tuple[list[K], list[V], bytes, bytes, PolicyState | None]:
+        """Return what is live in the order of leaving: keys, values, states, times and policy."""
+        ticks = self._ticks() if self._timed else UNREAD
+        queues = self._queues
+        keys: list[K] = []
+        values: list[V] = []
+        states = bytearray()
+        left = array("d")
+        for entry in queues.walk():
+            deadline = entry.deadline
+            if deadline is not None and deadline <= ticks:
+                continue
+            keys.append(entry.key)
+            values.append(entry.value)
+            state = 0
+            if self._is_adaptive:
+                state = queues.count(entry) << STATE_COUNT | entry.queue
+                state |= STATE_MARK if entry.mark else 0
+            states.append(state)
+            left.append(-1.0 if deadline is None else (deadline - ticks) / TICKS_PER_SECOND)
+        policy = None if self._adaptive is None else self._adaptive.learnt()
+        return keys, values, bytes(states), left.tobytes(), policy
+
+    def _room(self) -> tuple[int, int | None, Callable[[K, V], int] | None]:
+        """Return how many entries and how much weight come in freely, and the weigher."""
+        entries = max(0, self._maxsize - self._count)
+        weight = None if self._weigher is None else self._limit - self._weight
+        return entries, weight, self._weigher
+
+    def _import(
+        self,
+        keys: list[K],
+        values: list[V],
+        states: bytes,
+        left: bytes,
+        weights: list[int] | None,
+        passed: float,
+        policy: PolicyState | None,
+        expected: int,
+    ) -> int:
+        """Put entries of `_export` back, the first to leave first; return how many came.
+
+        `passed` seconds have passed since; an adaptive cache will hold about `expected` entries.
+        """
+        seconds = memoryview(left).cast("d")
+        if not len(keys) == len(values) == len(states) == len(seconds):
+            raise ValueError("_import: the columns are of different lengths")
+        if not 1 <= expected <= self._maxsize:
+            raise ValueError(f"_import: expected must be 1 to maxsize, got {expected}")
+        hashes = [hash(key) for key in keys]  # one that cannot be hashed changes nothing
+        fresh = self._is_adaptive and self._adaptive is None and policy is not None
+        if fresh:
+            self._adapt(expected)
+            self._recall(policy)
+        # Without a share of the window all go there, in order; else each to its queue, the
+        # window's last, which the others pass through.
+        placed = self._adaptive is not None
+        order = [i for i in range(len(keys)) if not placed]
+        for queue in (PROTECTED, PROBATION, WINDOW):
+            order += [i for i in range(len(keys)) if placed and states[i] & 3 == queue]
+        removed: Removed = []
+        count = 0
+        ticks: float | None = None
+        try:
+            for i in order:
+                key, weight = keys[i], 1 if weights is None else weights[i]
+                ttl = None if seconds[i] < 0 else seconds[i] - passed
+                if ttl is not None and ttl <= 0:
+                    continue
+                if ticks is None and (ttl is not None or self._timed):
+                    ticks = self._ticks()
+                now = UNREAD if ticks is None else ticks
+                entry = self._find(hashes[i], key)
+                if entry is not None and entry.expired(now):
+                    self._remove(entry, RemovalCause.EXPIRED, removed)
+                elif entry is not None:
+                    continue
+                if self._count >= self._maxsize or self._weight + weight > self._limit:
+                    continue
+                self._store(hashes[i], key, values[i], ttl, weight, now, removed)
+                self._sets -= 1
+                count += 1
+                if self._is_adaptive:
+                    self._place(hashes[i], key, states[i], placed=placed)
+        finally:
+            self._notify(removed)
+        if fresh:
+            self._recall(policy)  # the entries have filled the shadows, and aged the scores
+        return count
+
+    def _place(self, hashed: int, key: K, state: int, *, placed: bool) -> None:
+        """Give what was just put its queue, mark and count."""
+        for entry in self._index.get(hashed, ()):
+            if entry.key is key:
+                if placed:
+                    self._queues.move(entry, state & 3)
+                entry.count = state >> STATE_COUNT
+                entry.mark = bool(state & STATE_MARK)
+
+    def _recall(self, policy: PolicyState | None) -> None:
+        """Take over what another policy of the same shadows had learnt."""
+        if self._adaptive is not None and policy is not None:
+            self._adaptive.recall(self._queues, policy)
 
     # -- statistics ----------------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
+from beastcore._types import PolicyState
+
 __all__ = ["PROBATION", "PROTECTED", "WINDOW", "Adaptive", "Queues", "Record", "mix", "sampled"]
 
 WINDOW, PROBATION, PROTECTED = 0, 1, 2
@@ -493,6 +495,31 @@ class Adaptive:
         if best != self._best and shadows[best].score > 1.01 * shadows[self._best].score:
             self._best = best
             queues.share(int(shadows[best].share * float(queues.limit)))
+
+    def learnt(self) -> PolicyState:
+        """Return what a dump of the cache carries on."""
+        shadows = self._shadows
+        scores = tuple([(shadow.share, shadow.score) for shadow in shadows])
+        return shadows[self._best].share, self._asked, scores
+
+    def recall(self, queues: Queues[R], policy: PolicyState) -> None:
+        """Take over what another policy of the same shadows had learnt.
+
+        No more of it than this one's own epochs would hold, lest it take long to learn better.
+        """
+        chosen, asked, scores = policy
+        shares = [share for share, _ in scores]
+        if shares != [shadow.share for shadow in self._shadows] or chosen not in shares:
+            return
+        most = 10.0 * float(self._epoch_length // self.sample_step)
+        scale = most / asked if asked > most else 1.0
+        for shadow, (_, score) in zip(self._shadows, scores, strict=True):
+            shadow.score = score * scale
+            shadow.hits = 0
+        self._asked = asked * scale
+        self._epoch = 0
+        self._best = shares.index(chosen)
+        queues.share(int(chosen * float(queues.limit)))
 
 
 def sampled(adaptive: Adaptive, mixed: int) -> bool:

@@ -66,6 +66,15 @@ def adaptive(**kwargs: Any) -> Any:
     return cache
 
 
+def empty() -> Any:
+    return Cache(40, timer=clock)
+
+
+def dumped() -> Any:
+    return *DUMPED[:4], None, 0.0, DUMPED[4], 40
+
+
+DUMPED = adaptive(ttl=60)._export()
 KEYS = [str(i) for i in range(8)]
 PAIRS = [(str(i), i) for i in range(4, 30)]
 MANY = KEYS * 40
@@ -126,6 +135,10 @@ CASES: list[tuple[str, Callable[[], Any], Callable[[Any], Any], str, int]] = [
     ("resize down", large, lambda c: c.resize(10), WHOLE, 1),
     ("resize up", large, lambda c: c.resize(9000), WHOLE, 3),
     ("clear", large, lambda c: c.clear(), WHOLE, 1),
+    ("dump: what it exports", adaptive, lambda c: c._export(), WHOLE, 6),
+    ("dump: what it exports, timed", lambda: timed(8), lambda c: c._export(), WHOLE, 5),
+    ("load: what it imports", small, lambda c: c._import(*dumped()), PREFIX, 5),
+    ("load that begins to adapt", empty, lambda c: c._import(*dumped()), PREFIX, 5),
     ("keys", small, lambda c: c.keys(), WHOLE, 1),
     ("values", small, lambda c: c.values(), WHOLE, 1),
     ("items", small, lambda c: c.items(), WHOLE, 3),
