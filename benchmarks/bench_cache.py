@@ -23,9 +23,9 @@ with every key would take longer than all the rest."""
 class Keys:
     """Keys for one size: those that the caches hold, an access stream, and new ones."""
 
-    def __init__(self, size: int, seed: int = 7) -> None:
+    def __init__(self, size: int, seed: int = 7, operations: int | None = None) -> None:
         self.size = size
-        self.operations = OPERATIONS.get(size, 20_000)
+        self.operations = operations or OPERATIONS.get(size, 20_000)
         self.held = [f"item:{number:08d}" for number in range(size)]
         self._random = random.Random(seed)
         ranked = self.held[:]
@@ -215,7 +215,8 @@ def memoized(peer: Peer, keys: Keys, calls: list[str]) -> Any:
     return found
 
 
-def _decorator(peer: Peer, keys: Keys) -> Run:
+def decorated(peer: Peer, keys: Keys) -> Run:
+    """Return the run that calls a memoized function with keys whose results are kept."""
     calls: list[str] = []
     function = memoized(peer, keys, calls)
 
@@ -292,7 +293,7 @@ def run_size(
         if make is None:
             filled.clear()
             runs = {
-                peer.name: _decorator(peer, keys)
+                peer.name: decorated(peer, keys)
                 for peer in peers
                 if peer.decorate
                 and (size < SLOW_TO_FILL or not peer.ttl or peer.distribution == BEASTCORE)

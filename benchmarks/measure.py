@@ -39,7 +39,7 @@ class Run:
     undo: Callable[[Any], None] | None = None
     """Called after `check`, to bring the next round into the same state."""
     warm: bool = True
-    """Whether a first part of the input may run before the clock starts."""
+    """Whether some input may run before the clock starts."""
     note: str | None = None
     """What to know when reading the figure."""
 
@@ -87,20 +87,21 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def compare(
+def run_rounds(
     runs: dict[str, Run],
-    base: str,
     inputs: Callable[[int], list[Any]],
     *,
     rounds: int,
     quiet: Quiet,
     per_item: int = 1,
     seed: int = 1,
-) -> list[Figure]:
-    """Run every contender in every round; return their figures in the order of `runs`.
+    warm_up: Callable[[int], list[Any]] | None = None,
+) -> dict[str, list[float]]:
+    """Run every contender in every round; return each one's nanoseconds per operation by round.
 
     `quiet` counts the passes. `inputs(round)` returns the list that the round's loops go over;
-    each item of it counts as `per_item` operations. Ratios are to the contender `base`.
+    each item of it counts as `per_item` operations. `warm_up(round)` returns the list that a
+    contender handles before its clock starts; without it that is a first part of the input.
     """
     order = [*runs, LOOP]
     times: dict[str, list[float]] = {name: [] for name in order}
@@ -112,16 +113,30 @@ def compare(
     try:
         for number in range(rounds):
             items = inputs(number)
+            warm = items[: len(items) // 4] if warm_up is None else warm_up(number)
             shuffle(order)
             for name in order:
-                times[name].append(_time(contenders[name], items, quiet) / per_item)
+                times[name].append(_time(contenders[name], items, warm, quiet) / per_item)
     finally:
         if was_enabled:
             gc.enable()
-    net = {
+    return {
         name: [max(t - loop, 0.01) for t, loop in zip(times[name], times[LOOP], strict=True)]
         for name in runs
     }
+
+
+def compare(
+    runs: dict[str, Run],
+    base: str,
+    inputs: Callable[[int], list[Any]],
+    *,
+    rounds: int,
+    quiet: Quiet,
+    per_item: int = 1,
+) -> list[Figure]:
+    """Return the figures of `run_rounds` in the order of `runs`, with ratios to `base`."""
+    net = run_rounds(runs, inputs, rounds=rounds, quiet=quiet, per_item=per_item)
     figures = []
     for name, run in runs.items():
         low, middle, high = quartiles(net[name])
@@ -140,7 +155,7 @@ def _empty_loop(items: list[Any]) -> None:
         pass
 
 
-def _time(run: Run, items: list[Any], quiet: Quiet) -> float:
+def _time(run: Run, items: list[Any], warm: list[Any], quiet: Quiet) -> float:
     """Return the nanoseconds that an item took, on average over one pass.
 
     The pass is timed in slices; those that the system interrupted are left out, unless hardly
@@ -149,7 +164,7 @@ def _time(run: Run, items: list[Any], quiet: Quiet) -> float:
     if run.prepare is not None:
         items = run.prepare(items)
     if run.warm:
-        run.work(items[: len(items) // 4])
+        run.work(warm)
     step = max(1, len(items) // SLICES)
     slices = [items[i : i + step] for i in range(0, len(items), step)]
     wall, processor, work = time.perf_counter_ns, time.thread_time_ns, run.work
@@ -179,6 +194,7 @@ def machine() -> dict[str, Any]:
         "architecture": platform.machine(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "compiler": platform.python_compiler(),
+        "huge_pages": _huge_pages(),
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
     }
 
@@ -192,6 +208,15 @@ def _cpu_model() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or "unknown"
+
+
+def _huge_pages() -> str | None:
+    """Return when Linux gives large blocks of memory pages of 2 MiB; None elsewhere."""
+    try:
+        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
+    except OSError:
+        return None
+    return text.partition("[")[2].partition("]")[0] or None
 
 
 def versions(distributions: list[str]) -> dict[str, str]:

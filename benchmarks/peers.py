@@ -64,9 +64,13 @@ def _mapping(cache: Any) -> Store:
     return Store(cache, get=cache.get, has=cache.__contains__, size=cache.__len__)
 
 
-def _beastcore(ttl: float | None, policy: str = "adaptive") -> Callable[[Any, int], Store]:
+def beastcore_store(
+    ttl: float | None, policy: str = "adaptive", **more: Any
+) -> Callable[[Any, int], Store]:
+    """Return what makes a `beastcore.Cache`; `more` are further arguments of it."""
+
     def store(module: Any, size: int) -> Store:
-        cache = module.Cache(size, ttl, policy=policy)
+        cache = module.Cache(size, ttl, policy=policy, **more)
         found = _mapping(cache)
         found.get_many = cache.get_many
         return found
@@ -131,16 +135,16 @@ PEERS = [
         BEASTCORE,
         BEASTCORE,
         "beastcore",
-        _beastcore(None),
+        beastcore_store(None),
         lambda module, size, function: module.cached(maxsize=size)(function),
         exact=False,
     ),
-    Peer("beastcore, lru", BEASTCORE, "beastcore", _beastcore(None, "lru")),
+    Peer("beastcore, lru", BEASTCORE, "beastcore", beastcore_store(None, "lru")),
     Peer(
         "beastcore, TTL",
         BEASTCORE,
         "beastcore",
-        _beastcore(TTL),
+        beastcore_store(TTL),
         lambda module, size, function: module.cached(maxsize=size, ttl=TTL)(function),
         ttl=True,
         exact=False,
@@ -217,7 +221,10 @@ PEERS = [
     ),
 ]
 
-DISTRIBUTIONS = list(dict.fromkeys(peer.distribution for peer in PEERS if peer.distribution))
+
+def distributions() -> list[str]:
+    """Return what has to be installed for all of them, the engine first."""
+    return list(dict.fromkeys([BEASTCORE, *(p.distribution for p in PEERS if p.distribution)]))
 
 
 def available() -> tuple[list[Peer], list[str]]:

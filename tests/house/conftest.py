@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -92,3 +94,16 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return call
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a module of benchmarks/ from the checkout; `__init__` is the package."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(f"benchmarks.{name}".removesuffix(".__init__"))
+
+    return load
