@@ -23,6 +23,7 @@ class Cache(Generic[_K, _V]):
         ttl: float | None = None,
         *,
         policy: str = "adaptive",
+        slack: int | None = None,
         max_weight: int | None = None,
         weigher: Callable[[_K, _V], int] | None = None,
         timer: Callable[[], float] | None = None,
@@ -80,6 +81,8 @@ class Cache(Generic[_K, _V]):
     def ttl(self) -> float | None: ...
     @property
     def policy(self) -> str: ...
+    @property
+    def slack(self) -> int | None: ...
     @property
     def max_weight(self) -> int | None: ...
     @property

@@ -85,6 +85,7 @@ from beastcore._bulk cimport (
 from beastcore._clock cimport COARSE_SLACK_NS, clock_coarse_ns
 from beastcore._hash cimport hash_key, mix_hash, same_key
 from beastcore._policy cimport (
+    BY_SIZE,
     COUNT_MASK,
     COUNT_SHIFT,
     DEFER,
@@ -114,8 +115,10 @@ from beastcore._policy cimport (
     policy_overflow,
     policy_share,
     policy_window_oldest,
+    lru_hit,
+    lru_slack,
+    lru_stamp,
     queue_drop,
-    queue_move,
     queue_push,
 )
 
@@ -159,6 +162,7 @@ from beastcore._validate import (
     check_callable,
     check_count,
     check_policy,
+    check_slack,
     check_time,
     check_ttl,
     check_weight,
@@ -238,8 +242,13 @@ cdef class Cache:
                 Resolution 1/64 s; an entry never expires early, and at most 1/16 s late.
     policy      "adaptive" (the default) keeps what is used often or recently, whichever serves
                 this cache better; it may let a newcomer leave at once, with cause SIZE, which
-                `stats().rejections` counts. "lru" evicts the least recently used entry. The
-                algorithm of "adaptive" and its sources are described in _policy.pxd.
+                `stats().rejections` counts. "lru" evicts the least recently used entry, within
+                the slack. The algorithm of "adaptive" and its sources are described in
+                _policy.pxd.
+    slack       for "lru": an entry that is used again while fewer than so many others have
+                become the newest since it did is not moved, so a hit costs no more than a look;
+                the order of leaving is wrong by at most so many places. None: an eighth of
+                the entries held. 0: the order is that of the last uses exactly.
     max_weight  most weight held in all, with `weigher(key, value)`, which returns an entry's
                 weight as an int from 0 to 2**32 - 1. Both are given or neither.
     timer       a function that returns seconds as a float; by default a monotonic clock.
@@ -252,15 +261,15 @@ cdef class Cache:
     count it until an operation meets it. All single-key operations are O(1). Iteration is over a
     live view of the keys in no particular order and raises RuntimeError when entries come or go;
     `keys()`, `values()` and `items()` are lists, the next to leave first: exactly so for "lru",
-    least recently used first; roughly for "adaptive".
+    roughly for "adaptive".
 
     Raises TypeError or ValueError, naming the argument, for what is not allowed; and whatever
     `__hash__`, `__eq__`, the weigher or the timer raise, before anything has changed.
     """
 
     # All of the construction is in __cinit__: no half-made cache can be had from __new__.
-    def __cinit__(self, maxsize, ttl=None, *, policy="adaptive", max_weight=None, weigher=None,
-                  timer=None, on_removal=None):
+    def __cinit__(self, maxsize, ttl=None, *, policy="adaptive", slack=None, max_weight=None,
+                  weigher=None, timer=None, on_removal=None):
         self.slots = NULL
         self.links = NULL
         self.index.words = NULL
@@ -281,6 +290,7 @@ cdef class Cache:
         cdef uint32_t most = check_count("maxsize", maxsize)
         cdef object seconds = check_ttl(ttl)
         cdef str name = check_policy(policy)
+        cdef object laziness = check_slack(slack, name)
         cdef object heaviest = check_weight_pair(max_weight, weigher)
         check_callable("timer", timer)
         check_callable("on_removal", on_removal)
@@ -291,6 +301,7 @@ cdef class Cache:
         self.is_adaptive = name == "adaptive"
         self.policy_state.limit = most if heaviest is None else heaviest
         self.policy_state.window_target = self.policy_state.limit
+        self.policy_state.slack = BY_SIZE if laziness is None else laziness
         self.has_default_ttl = seconds is not None
         self.default_ttl = seconds if self.has_default_ttl else 0.0
         self.policy_ = name
@@ -616,8 +627,7 @@ cdef class Cache:
         """Note a hit: a write to the slot alone, but for one sampled key among many."""
         cdef bint rose
         if not self.is_adaptive:
-            if self.links[WINDOW].next != s:
-                queue_move(&self.policy_state, WINDOW, s)
+            lru_hit(&self.policy_state, s, self.size)
             return
         rose = policy_hit(&self.policy_state, s)
         if is_sampled(self.sample_mask, self.slots[s].hash):
@@ -943,6 +953,7 @@ cdef class Cache:
             self.promote(s)
         elif not self.is_adaptive:
             queue_push(&self.policy_state, WINDOW, s)
+            lru_stamp(&self.policy_state, s)
         else:
             policy_enter(&self.policy_state, s)
             if is_sampled(self.sample_mask, mixed):
@@ -1515,6 +1526,11 @@ cdef class Cache:
     def policy(self):
         """Name of the eviction policy."""
         return self.policy_
+
+    @property
+    def slack(self):
+        """Places by which the order of "lru" may be wrong; None for other policies."""
+        return None if self.is_adaptive else lru_slack(&self.policy_state, self.size)
 
     @property
     def max_weight(self):

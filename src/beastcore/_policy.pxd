@@ -1,7 +1,9 @@
 # cython: cdivision=True
 """Eviction policies, inline: which entry leaves a full cache.
 
-"lru" keeps everything in one queue, WINDOW, in order of use. The rest is "adaptive":
+"lru" keeps everything in one queue, WINDOW, in order of use. A hit moves its entry to the newest
+end only if as many others as the slack have gone there since the entry did: until then it can be
+no further behind. The rest is "adaptive":
 
 Lazy W-TinyLFU: entries live in three queues: a window FIFO for newcomers, a probation FIFO and a
 protected CLOCK. A hit only marks its entry and counts up in the entry itself; queues move when
@@ -33,6 +35,11 @@ cdef enum:
     COUNT_ONE = 1 << 5
     AGE_SHIFT = 9
     AGE_MASK = 255 << 9
+    # of "lru", which has no counts: number of the entry's last move to the newest end
+    STAMP_SHIFT = 5
+    STAMP_MASK = (1 << 25) - 1
+    MOST_SLACK = 1 << 24
+    BY_SIZE = 0xFFFFFFFF
     # bounds of the work of one eviction
     WINDOW_TURNS = 64
     VICTIM_TURNS = 64
@@ -78,6 +85,8 @@ cdef struct Policy:
     uint64_t window_target
     uint64_t protected_target
     uint64_t random
+    uint32_t slack          # of "lru"; BY_SIZE: an eighth of the entries held
+    uint32_t moves          # to the newest end, of "lru"
     bint counts             # whether entries carry their own counts (a shadow's do not)
 
 
@@ -136,6 +145,28 @@ cdef inline void queue_drop(Policy* p, uint32_t s) noexcept nogil:
 cdef inline void queue_move(Policy* p, uint32_t queue, uint32_t s) noexcept nogil:
     queue_drop(p, s)
     queue_push(p, queue, s)
+
+
+cdef inline void lru_stamp(Policy* p, uint32_t s) noexcept nogil:
+    """Number the move of a slot to the newest end."""
+    cdef Meta* m = meta(p, s)
+    p.moves += 1
+    m.flags &= ~<uint32_t>(STAMP_MASK << STAMP_SHIFT)
+    m.flags |= (p.moves & STAMP_MASK) << STAMP_SHIFT
+
+
+cdef inline uint32_t lru_slack(Policy* p, uint32_t size) noexcept nogil:
+    """Return the slack in force in a cache that holds `size` entries."""
+    return min(size >> 3, <uint32_t>MOST_SLACK) if p.slack == BY_SIZE else p.slack
+
+
+cdef inline void lru_hit(Policy* p, uint32_t s, uint32_t size) noexcept nogil:
+    """Make an entry the newest, if as many as the slack have become so since it did."""
+    cdef uint32_t late = (p.moves - (meta(p, s).flags >> STAMP_SHIFT)) & STAMP_MASK
+    # The last one moved is the newest, unless the numbers have been used up and begun anew.
+    if late >= lru_slack(p, size) if late != 0 else p.links[WINDOW].next != s:
+        queue_move(p, WINDOW, s)
+        lru_stamp(p, s)
 
 
 cdef inline uint32_t oldest(Policy* p, uint32_t queue) noexcept nogil:

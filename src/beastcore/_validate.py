@@ -17,6 +17,7 @@ from beastcore._types import BatchItem
 
 __all__ = [
     "MAX_IDLE",
+    "MAX_SLACK",
     "MAX_SLOTS",
     "MAX_TTL",
     "MAX_WEIGHT_EACH",
@@ -31,6 +32,7 @@ __all__ = [
     "check_policy",
     "check_priority",
     "check_seconds",
+    "check_slack",
     "check_time",
     "check_ttl",
     "check_weight",
@@ -45,6 +47,8 @@ MAX_IDLE = 604_800.0
 """Longest idle timeout or grace of a connection in seconds (7 days)."""
 MAX_SLOTS = 2**30
 """Most entries that one structure of the engine can hold."""
+MAX_SLACK = 2**24
+"""Most places by which the order of policy "lru" may be wrong."""
 MAX_WEIGHT_EACH = 2**32 - 1
 """Heaviest single entry."""
 MAX_WEIGHT_TOTAL = 2**63 - 1
@@ -178,6 +182,16 @@ def check_policy(value: object) -> str:
     if value not in ("adaptive", "lru"):
         raise ValueError(f"policy must be 'adaptive' or 'lru', got {value!r}")
     return str(value)
+
+
+def check_slack(value: object, policy: str) -> int | None:
+    """Return the slack of policy "lru", None for the default; other policies have none."""
+    if value is None:
+        return None
+    slack = check_count("slack", value, minimum=0, maximum=MAX_SLACK)
+    if policy != "lru":
+        raise ValueError(f"slack is for policy 'lru', got slack={slack} with policy={policy!r}")
+    return slack
 
 
 def check_weight_pair(max_weight: object, weigher: Callable[..., Any] | None) -> int | None:

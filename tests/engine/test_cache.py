@@ -220,7 +220,7 @@ class TestObject:
             *("get", "peek", "set", "get_many", "set_many", "pop", "popitem", "setdefault"),
             *("delete_many", "expires_in", "touch", "expire", "resize", "evict", "clear"),
             *("keys", "values", "items", "stats", "reset_stats", "dump", "load"),
-            *("maxsize", "ttl", "policy", "max_weight", "timer", "weight"),
+            *("maxsize", "ttl", "policy", "slack", "max_weight", "timer", "weight"),
         }
 
     def test_everything_public_has_a_docstring(self, engine: Twin) -> None:
@@ -455,7 +455,7 @@ class TestOrder:
         assert cache.keys() == [2, 4, 0, 3, 1]
 
     def test_against_an_ordered_dict(self, engine: Twin) -> None:
-        cache = engine.Cache(50, policy="lru")
+        cache = engine.Cache(50, policy="lru", slack=0)
         model: OrderedDict[int, int] = OrderedDict()
         state = 12345
         for step in range(3000):
@@ -472,6 +472,38 @@ class TestOrder:
                 if len(model) > 50:
                     model.popitem(last=False)
         assert cache.items() == list(model.items())
+
+    @pytest.mark.parametrize("slack", [None, 1, 5, 20])
+    def test_a_slack_bounds_how_wrong_the_order_is(self, engine: Twin, slack: int | None) -> None:
+        cache = engine.Cache(50, policy="lru", slack=slack)
+        assert cache.slack == (slack or 0)
+        uses: dict[int, int] = {}
+        state, unmoved, furthest = 12345, 0, 0
+        for step in range(4000):
+            state = state * 1103515245 + 12345 & 0x7FFFFFFF
+            key = (state >> 8) % 70
+            before = cache.keys()
+            cache.setdefault(key, step)
+            uses[key] = step
+            order = cache.keys()
+            unmoved += order == before
+            place = order[::-1].index(key)
+            assert place < max(1, cache.slack)
+            furthest = max(furthest, place)
+        assert cache.slack == (6 if slack is None else slack)
+        assert furthest == max(0, cache.slack - 1)
+        assert (unmoved > 100) == (slack != 1)
+
+    def test_a_slack_is_checked(self, engine: Twin) -> None:
+        assert engine.Cache(9).slack is None
+        assert engine.Cache(9, policy="lru", slack=2**24).slack == 2**24
+        for bad in (-1, 2**24 + 1):
+            with pytest.raises(ValueError, match=f"slack must be .* got {bad}"):
+                engine.Cache(9, policy="lru", slack=bad)
+        with pytest.raises(TypeError, match=r"slack must be an int, got 0\.5"):
+            engine.Cache(9, policy="lru", slack=0.5)
+        with pytest.raises(ValueError, match="slack is for policy 'lru', got slack=3 with"):
+            engine.Cache(9, slack=3)
 
     def test_capacity_one(self, engine: Twin) -> None:
         removed: list[Any] = []

@@ -64,12 +64,14 @@ from beastcore._pure.policy import (
 from beastcore._pure.wheel import SWEEP, TICK_BITS, UNFILED, WHEEL_STEPS, Timer, Wheel
 from beastcore._types import CacheStats, PolicyState, RemovalCause
 from beastcore._validate import (
+    MAX_SLACK,
     MAX_WEIGHT_EACH,
     MAX_WEIGHT_TOTAL,
     TICKS_PER_SECOND,
     check_callable,
     check_count,
     check_policy,
+    check_slack,
     check_time,
     check_ttl,
     check_weight,
@@ -100,7 +102,7 @@ _MISSING: Any = object()
 class _Entry(Record):
     """A key, its value and what is kept about them."""
 
-    __slots__ = ("deadline", "epoch", "hashed", "key", "timer", "value")
+    __slots__ = ("deadline", "epoch", "hashed", "key", "stamp", "timer", "value")
 
     def __init__(
         self, hashed: int, key: Any, value: Any, deadline: int | None, weight: int
@@ -111,6 +113,8 @@ class _Entry(Record):
         self.value = value
         self.deadline = deadline
         """Tick (1/64 s since construction of the cache) from which on the entry is expired."""
+        self.stamp = 0
+        """Number of its last move to the newest end, for "lru"."""
         self.epoch = DEAD
         """The cache's epoch while the entry is in it; `clear` makes all old at one stroke."""
         self.timer: Timer | None = None
@@ -142,7 +146,11 @@ class Cache(Generic[K, V]):
     `policy`
         "adaptive" (the default) keeps what is used often or recently, whichever serves this cache
         better; it may let a newcomer leave at once (counted in `stats().rejections`, cause SIZE).
-        "lru" evicts the least recently used entry
+        "lru" evicts the least recently used entry, within the slack
+    `slack`
+        for "lru": an entry that is used again while fewer than so many others have become the
+        newest since it did is not moved; the order of leaving is wrong by at most so many places.
+        None: an eighth of the entries held. 0: the order is that of the last uses exactly
     `max_weight`, `weigher`
         `weigher(key, value)` returns an int from 0 to 2**32 - 1; the weights held never add up to
         more than `max_weight`. A value heavier than that is refused with ValueError
@@ -160,7 +168,7 @@ class Cache(Generic[K, V]):
     __slots__ = (
         *("_timer", "_read_timer", "_base", "_weigher", "_on_removal", "_ttl", "_policy"),
         *("_index", "_queues", "_epoch", "_version", "_count", "_weight", "_timed"),
-        *("_is_adaptive", "_adaptive", "_salt", "_wheel", "_spare"),
+        *("_is_adaptive", "_adaptive", "_salt", "_slack", "_moves", "_wheel", "_spare"),
         *("_maxsize", "_max_weight", "_limit", "_hits", "_misses", "_sets"),
         *("_evictions", "_expirations", "_removals", "_rejections", "__weakref__"),
     )
@@ -179,6 +187,8 @@ class Cache(Generic[K, V]):
     _limit: int
     _index: dict[int, tuple[_Entry, ...]]
     _queues: Queues[_Entry]
+    _slack: int | None
+    _moves: int
     _is_adaptive: bool
     _adaptive: Adaptive | None
     _salt: int
@@ -197,6 +207,7 @@ class Cache(Generic[K, V]):
         ttl: float | None = None,
         *,
         policy: str = "adaptive",
+        slack: int | None = None,
         max_weight: int | None = None,
         weigher: Callable[[Any, Any], int] | None = None,
         timer: Callable[[], float] | None = None,
@@ -207,6 +218,7 @@ class Cache(Generic[K, V]):
         self._maxsize = check_count("maxsize", maxsize)
         self._ttl = check_ttl(ttl)
         self._policy = check_policy(policy)
+        self._slack = check_slack(slack, self._policy)
         self._max_weight = check_weight_pair(max_weight, weigher)
         self._limit = MAX_WEIGHT_TOTAL if self._max_weight is None else self._max_weight
         self._weigher = weigher
@@ -223,6 +235,7 @@ class Cache(Generic[K, V]):
         self._spare = []
         bound = self._maxsize if self._max_weight is None else self._max_weight
         self._queues = Queues(bound, self._salt | 1)
+        self._moves = 0
         self._epoch = self._version = self._count = self._weight = self._timed = 0
         self.reset_stats()
         self._base = check_time(self._read_timer())
@@ -248,6 +261,13 @@ class Cache(Generic[K, V]):
     def policy(self) -> str:
         """Name of the eviction policy."""
         return self._policy
+
+    @property
+    def slack(self) -> int | None:
+        """Places by which the order of "lru" may be wrong; None for other policies."""
+        if self._is_adaptive:
+            return None
+        return min(self._count >> 3, MAX_SLACK) if self._slack is None else self._slack
 
     @property
     def max_weight(self) -> int | None:
@@ -1008,6 +1028,8 @@ class Cache(Generic[K, V]):
             raise
         self._queues.weight[WINDOW] += entry.weight or 1
         entry.epoch = self._epoch
+        self._moves += 1
+        entry.stamp = self._moves
         self._count += 1
         self._weight += entry.weight
         self._timed += entry.deadline is not None
@@ -1060,7 +1082,13 @@ class Cache(Generic[K, V]):
         """Note a hit of `entry`: "lru" makes it the most recently used, if it is still there."""
         if self._is_adaptive:
             self._sample(entry, rose=self._queues.hit(entry))
-        elif entry.epoch == self._epoch:  # operators only, then one call
+        elif entry.epoch == self._epoch:
+            # Operators only, then one call.
+            late = self._moves - entry.stamp
+            if late == 0 or late < (self._count >> 3 if self._slack is None else self._slack):
+                return
+            self._moves += 1
+            entry.stamp = self._moves
             self._queues.queues[WINDOW].move_to_end(entry)
 
     def _sample(self, entry: _Entry, *, rose: bool) -> None:
