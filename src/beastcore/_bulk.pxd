@@ -19,16 +19,10 @@ from cpython.tuple cimport PyTuple_CheckExact
 from libc.stdint cimport uint32_t, uint64_t
 
 from beastcore._hash cimport hash_plain, mix_hash, same_key
-from beastcore._table cimport Index, Slot, index_home
+from beastcore._table cimport Index, Slot, index_home, prefetch
 
 cdef extern from *:
     """
-    #if defined(__GNUC__) || defined(__clang__)
-      #define beast_prefetch(address) __builtin_prefetch(address)
-    #else
-      #define beast_prefetch(address) ((void)(address))
-    #endif
-
     /* The items of an exact list or tuple. */
     static inline PyObject **beast_items(PyObject *keys) { return PySequence_Fast_ITEMS(keys); }
 
@@ -49,7 +43,6 @@ cdef extern from *:
         PyList_SET_ITEM(answers, i, value);
     }
     """
-    void prefetch "beast_prefetch"(const void* address) noexcept nogil
     PyObject** items_of "beast_items"(object keys) noexcept
     list empty_answers "beast_answers"(object keys)
     void put_answer "beast_answer"(list answers, Py_ssize_t i, PyObject* value) noexcept

@@ -89,6 +89,13 @@ cdef class Cache:
     cdef uint32_t next_out(self) noexcept
     cdef int adapt(self, uint64_t entries) except -1
     cdef uint32_t walk(self, uint32_t s) noexcept
+    cdef PyObject* replace(self, uint32_t s, object value, bint has_ttl, double now_s, double ttl,
+                           uint32_t weight) noexcept
+    cdef uint32_t insert(self, object key, uint32_t mixed, object value, bint has_ttl, double now_s,
+                         double ttl, uint32_t weight) noexcept
+    cdef inline void fill_slot(self, uint32_t s, object value, bint has_ttl, double now_s,
+                               double ttl, uint32_t weight) noexcept
+    cdef inline void foresee(self, uint32_t queue) noexcept
     cdef Py_ssize_t leaving(self, uint32_t s, uint32_t weight) noexcept
     cdef bint must_adapt(self, uint32_t weight) noexcept
     cdef uint64_t entries_expected(self) noexcept

@@ -61,7 +61,7 @@ from cpython.tuple cimport (
     PyTuple_New,
     PyTuple_SET_ITEM,
 )
-from libc.math cimport ceil, floor
+from libc.math cimport floor
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -120,6 +120,8 @@ from beastcore._policy cimport (
     lru_stamp,
     queue_drop,
     queue_push,
+    sketch_block,
+    spread,
 )
 
 from beastcore._wheel cimport (
@@ -142,6 +144,7 @@ from beastcore._wheel cimport (
     wheel_waits,
 )
 from beastcore._table cimport (
+    ROOMY,
     Index,
     Slot,
     index_add,
@@ -150,6 +153,7 @@ from beastcore._table cimport (
     index_place,
     index_shape,
     index_word,
+    prefetch,
 )
 
 from collections.abc import Mapping
@@ -368,9 +372,13 @@ cdef class Cache:
 
     cdef int deadline(self, double now_s, double ttl, uint32_t* tick) except -1:
         """Set the first tick at which an entry stored now with `ttl` is expired."""
+        cdef double end
         if self.timer_ is None:  # the tick may be nearly over, and the clock behind
             now_s += 1.0 / TICKS + <double>COARSE_SLACK_NS * 1e-9
-        tick[0] = <uint32_t>ceil((now_s + ttl) * TICKS)
+        end = (now_s + ttl) * TICKS
+        tick[0] = <uint32_t>end
+        if <double>tick[0] < end:  # math.ceil is a call into another library
+            tick[0] += 1
         return 0
 
     cdef int parse_ttl(self, object ttl, double* seconds) except -1:
@@ -880,17 +888,11 @@ cdef class Cache:
         cdef Gone on_stack[ON_STACK]
         cdef Batch alone
         cdef Batch* out = batch
-        cdef Slot* slot
+        cdef PyObject* old
         cdef double now_s = 0.0
-        cdef uint32_t tick = 0, expiry, s, victim, queue
+        cdef uint32_t tick = 0, s, victim
         cdef uint64_t steps = WHEEL_STEPS
         cdef bint replaces, waits
-        if batch == NULL:
-            out = &alone
-            alone.gone = on_stack
-            alone.n = 0
-            alone.room = ON_STACK
-            alone.fixed = True
         s = self.find_at(key, mixed, has_ttl, &now_s, &tick, batch)
         # From here to `release` no Python code runs. First what can fail: memory.
         if has_ttl and self.wheel.links == NULL:
@@ -900,64 +902,33 @@ cdef class Cache:
         if self.is_adaptive and self.adaptive == NULL and self.must_adapt(weight):
             self.adapt(self.entries_expected())
         waits = (has_ttl or self.n_ttl) and wheel_waits(&self.wheel, tick >> TICK_BITS)
+        replaces = s != 0 and self.cause_of(s, tick) == SIZE
+        if (replaces and batch == NULL and not waits
+                and self.on_removal is None and self.weigher is None):
+            old = self.replace(s, value, has_ttl, now_s, ttl, weight)
+            Py_XDECREF(old)
+            return 0
+        if batch == NULL:
+            out = &alone
+            alone.gone = on_stack
+            alone.n = 0
+            alone.room = ON_STACK
+            alone.fixed = True
         batch_room(out, 3 + self.leaving(s, weight) + (WHEEL_STEPS if waits else 0))
         if waits:
             out.n += self.fire(tick, &steps, WHEEL_STEPS, False, out.gone + out.n)
             if s != 0 and self.slots[s].key == NULL:
                 s = 0
-        replaces = s != 0 and self.cause_of(s, tick) == SIZE
-        if replaces:
-            slot = &self.slots[s]
-            Py_INCREF(<object>slot.key)  # the key that was stored first stays, as in dict
-            out.gone[out.n] = Gone(slot.key, slot.value, REPLACED)
+        if replaces:  # the wheel does not take what has not expired
+            Py_INCREF(<object>self.slots[s].key)  # the key stored first stays, as in dict
+            old = self.replace(s, value, has_ttl, now_s, ttl, weight)
+            out.gone[out.n] = Gone(self.slots[s].key, old, REPLACED)
             out.n += 1
-            self.n_ttl -= slot.flags & HAS_TTL
-            self.n_gc -= (slot.flags & HAS_GC) // HAS_GC
-            self.weight_ -= slot.weight
-            queue = (slot.flags & QUEUE_MASK) >> QUEUE_SHIFT
-            self.policy_state.weight[queue] -= bulk(slot.weight)
-            self.policy_state.weight[queue] += bulk(weight)
         else:
             if s != 0:
                 self.take(s, EXPIRED, &out.gone[out.n])
                 out.n += 1
-            if self.free != 0:
-                s = self.free
-                self.free = self.links[s].next
-            else:
-                self.high += 1
-                s = self.high
-            slot = &self.slots[s]
-            slot.key = <PyObject*>key
-            Py_INCREF(key)
-            slot.hash = mixed
-            slot.flags &= FILED
-            index_add(&self.index, mixed, s)
-            self.size += 1
-            self.version += 1
-        slot.value = <PyObject*>value
-        Py_INCREF(value)
-        slot.weight = weight
-        slot.flags &= ~<uint32_t>(HAS_TTL | HAS_GC)
-        if has_ttl:
-            self.deadline(now_s, ttl, &expiry)
-            wheel_hold(&self.wheel, self.slots, s, expiry)
-            slot.flags |= HAS_TTL
-            self.n_ttl += 1
-        if is_gc(slot.key) or is_gc(slot.value):
-            slot.flags |= HAS_GC
-            self.n_gc += 1
-        self.weight_ += weight
-        self.sets += 1
-        if replaces:
-            self.promote(s)
-        elif not self.is_adaptive:
-            queue_push(&self.policy_state, WINDOW, s)
-            lru_stamp(&self.policy_state, s)
-        else:
-            policy_enter(&self.policy_state, s)
-            if is_sampled(self.sample_mask, mixed):
-                self.sample(mixed, True)
+            s = self.insert(key, mixed, value, has_ttl, now_s, ttl, weight)
         if self.weigher is not None and self.adaptive != NULL and self.is_over():
             adaptive_fit(self.adaptive, &self.policy_state, self.weight_when_full())
         while self.is_over():
@@ -982,8 +953,94 @@ cdef class Cache:
             out.n += 1
         if self.is_adaptive:
             policy_overflow(&self.policy_state)
+        if self.capacity >= ROOMY and self.size == self.maxsize_:
+            self.foresee(WINDOW)
+            self.foresee(PROBATION)
         self.hand_out(batch, out)
         return <int>s
+
+    cdef inline void foresee(self, uint32_t queue) noexcept:
+        """Fetch ahead what the next eviction reads of a queue's oldest, and the one after it."""
+        cdef uint32_t s = self.links[queue].prev
+        cdef Slot* slot
+        if s < FIRST_SLOT:
+            return
+        slot = &self.slots[s]  # was the one after, an insertion ago
+        prefetch(&self.index.words[index_home(&self.index, slot.hash)])
+        if self.adaptive != NULL:
+            prefetch(sketch_block(&self.adaptive.sketch, spread(slot.hash)))
+        prefetch(slot.key)
+        prefetch(slot.value)
+        s = self.links[s].prev
+        prefetch(&self.slots[s])
+        prefetch(&self.links[s])
+
+    cdef PyObject* replace(self, uint32_t s, object value, bint has_ttl, double now_s, double ttl,
+                           uint32_t weight) noexcept:
+        """Give a live entry another value; return the old one, which is the caller's."""
+        cdef Slot* slot = &self.slots[s]
+        cdef PyObject* old = slot.value
+        cdef uint32_t queue
+        if slot.weight != weight:
+            queue = (slot.flags & QUEUE_MASK) >> QUEUE_SHIFT
+            self.policy_state.weight[queue] -= bulk(slot.weight)
+            self.policy_state.weight[queue] += bulk(weight)
+            self.weight_ -= slot.weight
+            self.weight_ += weight
+        self.fill_slot(s, value, has_ttl, now_s, ttl, weight)
+        self.promote(s)
+        return old
+
+    cdef uint32_t insert(self, object key, uint32_t mixed, object value, bint has_ttl, double now_s,
+                         double ttl, uint32_t weight) noexcept:
+        """Put a new entry into a free slot, of which there is one, and return it."""
+        cdef uint32_t s
+        cdef Slot* slot
+        if self.free != 0:
+            s = self.free
+            self.free = self.links[s].next
+        else:
+            self.high += 1
+            s = self.high
+        slot = &self.slots[s]
+        slot.key = <PyObject*>key
+        Py_INCREF(key)
+        slot.hash = mixed
+        slot.flags &= FILED
+        index_add(&self.index, mixed, s)
+        self.size += 1
+        self.version += 1
+        self.weight_ += weight
+        self.fill_slot(s, value, has_ttl, now_s, ttl, weight)
+        if not self.is_adaptive:
+            queue_push(&self.policy_state, WINDOW, s)
+            lru_stamp(&self.policy_state, s)
+        else:
+            policy_enter(&self.policy_state, s)
+            if is_sampled(self.sample_mask, mixed):
+                self.sample(mixed, True)
+        return s
+
+    cdef inline void fill_slot(self, uint32_t s, object value, bint has_ttl, double now_s,
+                               double ttl, uint32_t weight) noexcept:
+        """Write what a new value brings: itself, its weight and its time to live."""
+        cdef Slot* slot = &self.slots[s]
+        cdef uint32_t expiry
+        cdef bint gc
+        Py_INCREF(value)
+        slot.value = <PyObject*>value
+        slot.weight = weight
+        gc = is_gc(slot.value) or is_gc(slot.key)
+        self.n_gc += gc - (slot.flags & HAS_GC) // HAS_GC
+        self.n_ttl += has_ttl - (slot.flags & HAS_TTL)
+        slot.flags &= ~<uint32_t>(HAS_TTL | HAS_GC)
+        if gc:
+            slot.flags |= HAS_GC
+        if has_ttl:
+            self.deadline(now_s, ttl, &expiry)
+            wheel_hold(&self.wheel, self.slots, s, expiry)
+            slot.flags |= HAS_TTL
+        self.sets += 1
 
     cdef Py_ssize_t leaving(self, uint32_t s, uint32_t weight) noexcept:
         """How many leave to make room for `weight` in slot `s`, or in a new one: "lru" exactly."""

@@ -181,9 +181,14 @@ cdef inline uint64_t spread(uint32_t hash) noexcept nogil:
     return x ^ (x >> 29)
 
 
+cdef inline uint64_t* sketch_block(Sketch* k, uint64_t x) noexcept nogil:
+    """Return the 64 bytes that hold the counters of a hash that has been spread to `x`."""
+    return k.words + 8 * ((x >> 40) & k.block_mask)
+
+
 cdef inline uint32_t sketch_estimate(Sketch* k, uint32_t hash) noexcept nogil:
     cdef uint64_t x = spread(hash)
-    cdef uint64_t* block = k.words + 8 * ((x >> 40) & k.block_mask)
+    cdef uint64_t* block = sketch_block(k, x)
     cdef uint32_t least = 15, i, byte, c
     for i in range(4):
         byte = (x >> (8 * i)) & 31
@@ -214,7 +219,7 @@ cdef inline void sketch_tally(Sketch* k, uint64_t n) noexcept nogil:
 
 cdef inline void sketch_add(Sketch* k, uint32_t hash, uint32_t n) noexcept nogil:
     cdef uint64_t x = spread(hash)
-    cdef uint64_t* block = k.words + 8 * ((x >> 40) & k.block_mask)
+    cdef uint64_t* block = sketch_block(k, x)
     cdef uint32_t i, byte, shift, c
     cdef uint64_t* word
     for i in range(4):

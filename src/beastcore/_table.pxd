@@ -18,6 +18,15 @@ where all words fit into a processor's cache, and a wrong guess of where a probe
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
+cdef extern from *:
+    """
+    #if defined(__GNUC__) || defined(__clang__)
+      #define beast_prefetch(address) __builtin_prefetch(address)
+    #else
+      #define beast_prefetch(address) ((void)(address))
+    #endif
+    """
+    void prefetch "beast_prefetch"(const void* address) noexcept nogil
 
 cdef enum:
     ROOMY = 1 << 16     # smaller indexes are emptier
