@@ -119,6 +119,7 @@ from beastcore._policy cimport (
     lru_slack,
     lru_stamp,
     queue_drop,
+    queue_move,
     queue_push,
     sketch_block,
     spread,
