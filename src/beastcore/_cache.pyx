@@ -1718,7 +1718,7 @@ cdef class Cache:
             assert w.links[list_].prev == before, f"7: list {i} is open"
             if i < COARSE:
                 bit = (w.seconds[i >> 6] >> (i & 63)) & 1
-            else:
+            elif i < OVERFLOW:
                 bit = (w.blocks >> (i - COARSE)) & 1
             assert i >= OVERFLOW or bit == (before != list_), f"7: the bit of list {i} is wrong"
         assert seen == filed == w.filed, f"7: {w.filed} filed, {seen} on lists, {filed} FILED"
