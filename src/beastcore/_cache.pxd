@@ -65,6 +65,7 @@ cdef class Cache:
     cdef uint32_t probe(self, object key, uint32_t mixed, uint32_t place) except 0xFFFFFFFF
     cdef uint32_t find_again(self, object key, uint32_t mixed) except 0xFFFFFFFF
     cdef int ask(self, uint32_t s, object key) except -1
+    cdef bint holds_at(self, uint32_t s, PyObject* key) noexcept
     cdef bint find_many(self, Bulk* b, uint32_t* tick) except -1
     cdef uint32_t find_timed(self, object key, double* now_s, uint32_t* tick) except 0xFFFFFFFF
     cdef uint32_t time_of(self, uint32_t s, object key, uint32_t mixed, double* now_s,

@@ -53,7 +53,7 @@ from cpython.dict cimport PyDict_CheckExact
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.list cimport PyList_CheckExact
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
-from cpython.object cimport PyObject, PyObject_RichCompareBool, PyTypeObject, Py_EQ, visitproc
+from cpython.object cimport PyObject, PyTypeObject, visitproc
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.tuple cimport (
     PyTuple_CheckExact,
@@ -83,7 +83,7 @@ from beastcore._bulk cimport (
     put_answer,
 )
 from beastcore._clock cimport COARSE_SLACK_NS, clock_coarse_ns
-from beastcore._hash cimport hash_key, mix_hash, same_key
+from beastcore._hash cimport ask_key, hash_key, mix_hash, same_key
 from beastcore._policy cimport (
     BY_SIZE,
     COUNT_MASK,
@@ -436,10 +436,13 @@ cdef class Cache:
                         return s
                     if same == 2:
                         version = self.version
-                        same = self.ask(s, key)
+                        same = ask_key(held, key)
+                        if self.version != version and not self.holds_at(s, held):
+                            same = 2
+                        Py_XDECREF(held)
                         if same == 1:
                             return s
-                        if same == 2 or self.version != version:
+                        if self.version != version:
                             return self.find_again(key, mixed)
             place += 1
             if place == x.size:
@@ -501,11 +504,16 @@ cdef class Cache:
         Other threads may change the rest meanwhile; an equal key that is still in its slot has
         been found all the same, as in dict.
         """
-        cdef object held = <object>self.slots[s].key  # alive until after the last line
-        cdef int same = PyObject_RichCompareBool(held, key, Py_EQ)
-        if s > self.high or self.slots[s].key != <PyObject*>held:
-            return 2
+        cdef PyObject* held = self.slots[s].key
+        cdef int same = ask_key(held, key)
+        if not self.holds_at(s, held):
+            same = 2
+        Py_XDECREF(held)
         return same
+
+    cdef inline bint holds_at(self, uint32_t s, PyObject* key) noexcept:
+        """Tell whether `key` itself is in slot `s`; the arena may have been exchanged."""
+        return s <= self.high and self.slots[s].key == key
 
     cdef uint32_t find_timed(self, object key, double* now_s, uint32_t* tick) except 0xFFFFFFFF:
         """Return the slot of `key`, expired or not, or 0, and the time if the entry has a TTL."""

@@ -88,7 +88,7 @@ def test_gate_syntax(run: Run, root: Path) -> None:
 
 def test_help_names_every_command(run: Run, root: Path) -> None:
     text = run(root / "dev", "help").stdout
-    for command in ("demo", "test", "bench", "check", "build", "help"):
+    for command in ("demo", "test", "bench", "sanitize", "check", "build", "help"):
         assert f"\n  {command} " in text
     assert run(root / "dev").stdout == text
 
@@ -105,7 +105,7 @@ def test_unknown_job(run: Run, root: Path) -> None:
     assert "no job 'frobnicate'" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "test", "bench", "check", "build"])
+@pytest.mark.parametrize("command", ["demo", "test", "bench", "sanitize", "check", "build"])
 def test_without_python(run: Run, clone: Path, path: Path, command: str) -> None:
     before = listing(clone)
     env = {"PATH": str(path)}
