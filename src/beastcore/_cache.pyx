@@ -196,7 +196,13 @@ cdef extern from *:
 
     /* Call a removal listener; its failure is not the caller's. */
     static void beast_tell(PyObject *listener, PyObject *key, PyObject *value, PyObject *cause) {
-        PyObject *answer = PyObject_CallFunctionObjArgs(listener, key, value, cause, NULL);
+        PyObject *answer = NULL;
+        int room = 0, i;
+        /* A listener that comes back for ever is stopped while there is room for the report. */
+        while (room < 4 && Py_EnterRecursiveCall(" in a removal listener") == 0) room++;
+        for (i = 0; i < room; i++) Py_LeaveRecursiveCall();
+        if (room == 4)
+            answer = PyObject_CallFunctionObjArgs(listener, key, value, cause, NULL);
         if (answer == NULL) PyErr_WriteUnraisable(listener);
         else Py_DECREF(answer);
     }

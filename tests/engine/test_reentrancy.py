@@ -564,20 +564,22 @@ class TestCallbacks:
             timeout=90,
         )
 
-    def test_recursion_is_bounded(self, engine: Twin) -> None:
+    @pytest.mark.parametrize("key", ["lambda i: i", "str", "lambda i: (i, 0.5)"])
+    def test_recursion_is_bounded(self, engine: Twin, key: str) -> None:
         run_script(
             engine,
-            """
+            f"""
+            name = {key}  # some keys need no room on the stack to be compared
             errors = []
             sys.unraisablehook = errors.append  # in C: there is no stack left for Python
             count = 0
             def callback(key, value, cause):
                 global count
                 count += 1
-                cache[key + 1] = 1
+                cache[name(count)] = 1
             cache = Cache(1, policy="lru", on_removal=callback)
-            cache[0] = 1
-            cache[1] = 1
+            cache[name(0)] = 1
+            cache[name(-1)] = 1
             assert RecursionError in [e.exc_type for e in errors], errors
             assert 10 < count < 100_000, count
             cache._check()
