@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,15 @@ KEY_OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 """Every operation that looks for a key."""
 
+
+def dump_and_load(cache: Any) -> None:
+    """Write a cache to a file and read it back, which runs encoders and decoders of the caller."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "dump")
+        cache.dump(path, key_encoder=lambda k: repr(k).encode(), value_encoder=lambda v: b"")
+        cache.load(path, key_decoder=bytes, value_decoder=bytes)
+
+
 WHOLE_OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "popitem": lambda c: c.popitem(),
     "expire": lambda c: c.expire(),
@@ -48,6 +58,7 @@ WHOLE_OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "stats": lambda c: c.stats(),
     "repr": repr,
     "reset_stats": lambda c: c.reset_stats(),
+    "dump and load": dump_and_load,
 }
 """Every other operation."""
 
