@@ -47,6 +47,7 @@ cdef class Cache:
     cdef uint64_t version
     cdef uint32_t n_ttl, n_gc
     cdef Wheel wheel
+    cdef uint32_t releasing     # calls of `release` under way
     cdef bint has_default_ttl
     cdef double default_ttl
     # weights

@@ -269,10 +269,11 @@ cdef class Cache:
 
     `get`, `c[k]`, `get_many` and `setdefault` count a hit or a miss; these and writes are uses of
     an entry, which the policy notes. An expired entry is absent everywhere, but `len()` may still
-    count it until an operation meets it. All single-key operations are O(1). Iteration is over a
-    live view of the keys in no particular order and raises RuntimeError when entries come or go;
-    `keys()`, `values()` and `items()` are lists, the next to leave first: exactly so for "lru",
-    roughly for "adaptive".
+    count it until an operation meets it, or a write sweeps it: each looks first at up to 64
+    entries whose second is over, so that a full cache drops what has expired before it evicts.
+    All single-key operations are O(1). Iteration is over a live view of the keys in no particular
+    order and raises RuntimeError when entries come or go; `keys()`, `values()` and `items()` are
+    lists, the next to leave first: exactly so for "lru", roughly for "adaptive".
 
     Raises TypeError or ValueError, naming the argument, for what is not allowed; and whatever
     `__hash__`, `__eq__`, the weigher or the timer raise, before anything has changed.
@@ -843,6 +844,7 @@ cdef class Cache:
     cdef void release(self, Gone* gone, Py_ssize_t n) noexcept:
         """Tell the listener of removed pairs and drop their references."""
         cdef Py_ssize_t i
+        self.releasing += 1
         if self.on_removal is not None:
             listener = self.on_removal
             for i in range(n):
@@ -850,6 +852,7 @@ cdef class Cache:
         for i in range(n):
             Py_XDECREF(gone[i].key)
             Py_XDECREF(gone[i].value)
+        self.releasing -= 1
 
     cdef int drop(self, uint32_t s, int cause) except -1:
         """Remove one entry."""
@@ -916,7 +919,9 @@ cdef class Cache:
             self.rebuild(min(self.maxsize_ + 1, 2 * self.capacity))
         if self.is_adaptive and self.adaptive == NULL and self.must_adapt(weight):
             self.adapt(self.entries_expected())
-        waits = (has_ttl or self.n_ttl) and wheel_waits(&self.wheel, tick >> TICK_BITS)
+        # Not from a listener, or its writes would call it ever deeper.
+        waits = (has_ttl or self.n_ttl) and not self.releasing
+        waits = waits and wheel_waits(&self.wheel, tick >> TICK_BITS)
         replaces = s != 0 and self.cause_of(s, tick) == SIZE
         if (replaces and batch == NULL and not waits
                 and self.on_removal is None and self.weigher is None):

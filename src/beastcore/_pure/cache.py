@@ -142,7 +142,8 @@ class Cache(Generic[K, V]):
         seconds after its last write at which an entry expires, unless `set` is given another;
         None or inf never. An entry never expires early, and at most 1/64 s late (the compiled
         engine's own clock: 1/32 s). Expired entries are misses and are removed when a lookup or
-        a write meets them, when they are the next to be evicted, and by `expire()`.
+        a write meets them, by `expire()`, and by writes: each looks first at up to 64 entries
+        whose second is over, so that a full cache drops what has expired before it evicts
     `policy`
         "adaptive" (the default) keeps what is used often or recently, whichever serves this cache
         better; it may let a newcomer leave at once (counted in `stats().rejections`, cause SIZE).
@@ -168,7 +169,8 @@ class Cache(Generic[K, V]):
     __slots__ = (
         *("_timer", "_read_timer", "_base", "_weigher", "_on_removal", "_ttl", "_policy"),
         *("_index", "_queues", "_epoch", "_version", "_count", "_weight", "_timed"),
-        *("_is_adaptive", "_adaptive", "_salt", "_slack", "_moves", "_wheel", "_spare"),
+        *("_is_adaptive", "_adaptive", "_salt", "_slack", "_moves"),
+        *("_wheel", "_spare", "_telling"),
         *("_maxsize", "_max_weight", "_limit", "_hits", "_misses", "_sets"),
         *("_evictions", "_expirations", "_removals", "_rejections", "__weakref__"),
     )
@@ -194,6 +196,7 @@ class Cache(Generic[K, V]):
     _salt: int
     _wheel: Wheel[_Entry] | None
     _spare: list[Timer | None]
+    _telling: int
     _epoch: int
     _version: int
     _count: int
@@ -233,6 +236,7 @@ class Cache(Generic[K, V]):
         self._adaptive = None
         self._wheel = None
         self._spare = []
+        self._telling = 0
         bound = self._maxsize if self._max_weight is None else self._max_weight
         self._queues = Queues(bound, self._salt | 1)
         self._moves = 0
@@ -907,9 +911,14 @@ class Cache(Generic[K, V]):
     # -- times to live -------------------------------------------------------------------------
 
     def _waits(self, ticks: float) -> bool:
-        """Tell whether the wheel has something to look at, where the clock was read."""
+        """Tell whether the wheel has something to look at, where the clock was read.
+
+        Not from a listener, or its writes would call it ever deeper.
+        """
         wheel = self._wheel
-        return wheel is not None and ticks >= 0.0 and wheel.waits(int(ticks) >> TICK_BITS)
+        if wheel is None or self._telling:
+            return False
+        return ticks >= 0.0 and wheel.waits(int(ticks) >> TICK_BITS)
 
     def _hold(self, entry: _Entry, deadline: int | None, ticks: float) -> None:
         """See that an entry's timer is on the wheel, before it gets that deadline."""
@@ -1201,13 +1210,17 @@ class Cache(Generic[K, V]):
     def _notify(self, removed: Removed) -> None:
         """Tell `on_removal` what left, in order."""
         callback = self._on_removal
-        if callback is None:
+        if callback is None or not removed:
             return
-        for key, value, cause in removed:
-            try:
-                callback(key, value, cause)
-            except BaseException as error:  # noqa: BLE001 - as from a finalizer: to the hook
-                _report_unraisable(error, callback)
+        self._telling += 1
+        try:
+            for key, value, cause in removed:
+                try:
+                    callback(key, value, cause)
+                except BaseException as error:  # noqa: BLE001 - as from a finalizer: to the hook
+                    _report_unraisable(error, callback)
+        finally:
+            self._telling -= 1
 
     def _live(self) -> list[_Entry]:
         """Return the live entries, the next to leave first."""
