@@ -32,7 +32,7 @@ OWN: Any = ...
 
 
 class Model:
-    """What `Cache` promises with "lru" and slack 0, as plainly as possible: every operation scans."""
+    """What `Cache` promises with "lru" and slack 0, plainly: every operation scans."""
 
     def __init__(
         self,
