@@ -60,6 +60,7 @@ cdef class Cache:
 
     # C doors for the other modules of the engine
     cdef object lookup(self, object key, object default)
+    cdef object lookup_left(self, object key, object default, double* left)
     cdef int store(self, object key, object value) except -1
 
     cdef inline uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF

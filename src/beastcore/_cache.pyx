@@ -61,7 +61,7 @@ from cpython.tuple cimport (
     PyTuple_New,
     PyTuple_SET_ITEM,
 )
-from libc.math cimport floor
+from libc.math cimport INFINITY, floor
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -1122,6 +1122,25 @@ cdef class Cache:
         """`get` for other modules of the engine."""
         cdef uint32_t s = self.hit_or_miss(key)
         return default if s == 0 else <object>self.slots[s].value
+
+    cdef object lookup_left(self, object key, object default, double* left):
+        """`lookup` that also sets the seconds, in whole ticks, which the entry has left to live."""
+        cdef uint32_t s = self.hit_or_miss(key)
+        cdef object value
+        cdef double now_s, origin
+        left[0] = INFINITY
+        if s == 0:
+            return default
+        value = <object>self.slots[s].value
+        if self.slots[s].flags & HAS_TTL:
+            left[0] = <double>self.slots[s].expiry / TICKS
+            if self.timer_ is None:
+                left[0] -= <double>self.tick / TICKS  # read a moment ago
+            else:
+                # The timer may change the cache: the slot is not looked at again.
+                origin = self.base_s
+                left[0] -= <double>self.read_clock(&now_s) / TICKS + (self.base_s - origin)
+        return value
 
     cdef int store(self, object key, object value) except -1:
         """`set` with the cache's time to live for other modules of the engine."""

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 import types
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
-from beastcore._validate import check_callable, check_count, check_ttl
+from beastcore._validate import (
+    TICKS_PER_SECOND,
+    check_bool,
+    check_callable,
+    check_count,
+    check_errors,
+    check_stale,
+    check_ttl,
+)
 
 __all__ = [
     "DEFAULT_MAXSIZE",
     "InstanceRef",
+    "Options",
     "Token",
     "check_function",
     "check_options",
@@ -34,7 +44,17 @@ DEFAULT_MAXSIZE = 128
 """Results that `cached` holds when `maxsize` is not given."""
 
 
-_CACHE_METHODS = ("get", "set", "keys", "delete_many", "clear", "stats", "__len__")
+_CACHE_METHODS = (
+    "get",
+    "peek",
+    "set",
+    "expires_in",
+    "keys",
+    "delete_many",
+    "clear",
+    "stats",
+    "__len__",
+)
 
 
 class Token:
@@ -61,25 +81,77 @@ class InstanceRef(weakref.ref[Any]):
     ident: int
 
 
-def check_options(
-    maxsize: object, ttl: object, key: object, typed: object, cache: object, timer: object
-) -> tuple[int, float | None]:
-    """Check the options of `cached`; return maxsize (0 with a given cache) and ttl.
+class Options(NamedTuple):
+    """The options of `cached`, checked."""
 
-    `maxsize` and `ttl` are the Ellipsis where they were not given.
-    """
+    maxsize: int
+    ttl: float | None
+    """Of caches made for it: the seconds for which a result is kept, stale or not."""
+    key: Callable[..., Hashable] | None
+    typed: bool
+    cache: Any
+    timer: Callable[[], float] | None
+    single_flight: bool
+    stale: float
+    """Seconds before its end at which an entry becomes stale, in whole ticks; 0: never."""
+    refresh: Callable[[Callable[[], None]], object] | None
+    life: float | None
+    """Seconds to live to store a result with; None: as the cache has it."""
+    errors: tuple[type[Exception], ...]
+    error_ttl: float | None
+
+
+def check_options(
+    maxsize: object = ...,
+    ttl: object = ...,
+    key: Any = None,
+    typed: bool = False,
+    cache: Any = None,
+    timer: Any = None,
+    single_flight: bool = False,
+    stale: object = None,
+    refresh: Any = None,
+    cache_errors: object = None,
+    error_ttl: object = ...,
+) -> Options:
+    """Check the options of `cached`. `maxsize`, `ttl` and `error_ttl` are `...` if not given."""
     check_callable("key", key)
-    if not isinstance(typed, bool):
-        raise TypeError(f"typed must be a bool, got {typed!r}")
-    if cache is not None:
-        for name, value in (("maxsize", maxsize), ("ttl", ttl), ("timer", timer)):
-            if value is not ... and (name != "timer" or value is not None):
-                raise ValueError(f"{name} cannot be given with cache, which has its own")
-        if isinstance(cache, type) or not all(
-            callable(getattr(cache, name, None)) for name in _CACHE_METHODS
-        ):
-            raise TypeError(f"cache must be a beastcore.Cache, got {cache!r}")
-        return 0, None
+    check_bool("typed", typed)
+    check_bool("single_flight", single_flight)
+    check_callable("refresh", refresh)
+    errors = check_errors("cache_errors", cache_errors)
+    if cache is None:
+        size, seconds = _check_own(maxsize, ttl, timer)
+    else:
+        size, seconds = 0, _check_given(cache, maxsize, ttl, timer)
+        if errors and getattr(cache, "max_weight", None) is not None:
+            raise ValueError(
+                "cache_errors cannot be given with a cache that has a weigher: it weighs results"
+            )
+    stale_s = check_stale(stale, seconds)
+    if refresh is not None and not stale_s:
+        raise ValueError("refresh cannot be given without stale: only stale results are refreshed")
+    if error_ttl is not ... and not errors:
+        raise ValueError("error_ttl cannot be given without cache_errors")
+    whole = None if seconds is None else seconds + stale_s
+    return Options(
+        maxsize=size,
+        ttl=whole,
+        key=key,
+        typed=typed,
+        cache=cache,
+        timer=timer,
+        single_flight=single_flight,
+        stale=math.floor(stale_s * TICKS_PER_SECOND) / TICKS_PER_SECOND,
+        refresh=refresh,
+        life=whole if stale_s else None,
+        errors=errors,
+        error_ttl=seconds if error_ttl is ... else check_ttl(error_ttl, "error_ttl"),
+    )
+
+
+def _check_own(maxsize: object, ttl: object, timer: Any) -> tuple[int, float | None]:
+    """Check what a cache is made with; return maxsize and ttl."""
     check_callable("timer", timer)
     if maxsize is None:
         raise TypeError(
@@ -90,13 +162,36 @@ def check_options(
     return checked, None if ttl is ... else check_ttl(ttl)
 
 
+def _check_given(cache: Any, maxsize: object, ttl: object, timer: object) -> float | None:
+    """Check a cache that was given, and that nothing was that it has itself; return its ttl."""
+    for name, value in (("maxsize", maxsize), ("ttl", ttl), ("timer", timer)):
+        if value is not ... and (name != "timer" or value is not None):
+            raise ValueError(f"{name} cannot be given with cache, which has its own")
+    if isinstance(cache, type) or not all(
+        callable(getattr(cache, name, None)) for name in _CACHE_METHODS
+    ):
+        raise TypeError(f"cache must be a beastcore.Cache, got {cache!r}")
+    return check_ttl(getattr(cache, "ttl", None))
+
+
 def is_function_like(value: Any) -> bool:
     """Whether `@cached` without parentheses was meant: `value` is no maxsize but a function."""
     return callable(value) or isinstance(value, (classmethod, staticmethod, property))
 
 
-def check_function(function: Any) -> bool:
+def check_function(function: Any, options: Options) -> bool:
     """Check what `cached` decorates; return whether it is a coroutine function."""
+    is_coroutine = _check_decorated(function)
+    if is_coroutine and options.refresh is not None:
+        raise ValueError(
+            f"refresh cannot be given for the coroutine function {name_of(function)}: tasks of "
+            "its event loop refresh its results"
+        )
+    return is_coroutine
+
+
+def _check_decorated(function: Any) -> bool:
+    """Raise unless `function` can be decorated; return whether it is a coroutine function."""
     if isinstance(function, (classmethod, staticmethod)):
         word = type(function).__name__
         raise TypeError(f"cached cannot decorate a {word}: write @{word} above @cached")

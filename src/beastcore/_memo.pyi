@@ -3,6 +3,7 @@ from types import EllipsisType, GenericAlias
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, final, overload
 
 from beastcore._cache import Cache
+from beastcore._decorate import Options
 from beastcore._types import CacheInfo
 
 __all__ = ["CachedFunction", "CachedMethod", "cached"]
@@ -23,12 +24,7 @@ class CachedFunction(Generic[_P, _R]):
     def __new__(
         cls,
         function: Callable[_P, _R],
-        maxsize: int,
-        ttl: float | None,
-        key: Callable[..., Hashable] | None,
-        typed: bool,
-        cache: Cache[Any, Any] | None,
-        timer: Callable[[], float] | None,
+        options: Options,
     ) -> CachedFunction[_P, _R]: ...
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
     @property
@@ -85,6 +81,11 @@ def cached(
     typed: bool = False,
     cache: Cache[Any, Any] | None = None,
     timer: Callable[[], float] | None = None,
+    single_flight: bool = False,
+    stale: float | None = None,
+    refresh: Callable[[Callable[[], None]], object] | None = None,
+    cache_errors: type[Exception] | tuple[type[Exception], ...] | None = None,
+    error_ttl: float | EllipsisType | None = ...,
 ) -> CachedFunction[_P, _R]: ...
 @overload
 def cached(
@@ -95,4 +96,9 @@ def cached(
     typed: bool = False,
     cache: Cache[Any, Any] | None = None,
     timer: Callable[[], float] | None = None,
+    single_flight: bool = False,
+    stale: float | None = None,
+    refresh: Callable[[Callable[[], None]], object] | None = None,
+    cache_errors: type[Exception] | tuple[type[Exception], ...] | None = None,
+    error_ttl: float | EllipsisType | None = ...,
 ) -> _Decorator: ...

@@ -3,8 +3,12 @@
 Data structure
     A `CachedFunction` holds one `Results` for its plain calls and, for method calls, one for each
     living instance, in a dict under the instance's `id`. A `Results` holds a `Cache`, the counters
-    and, for coroutine functions, the runs under way. Nothing is made before the first call that
-    needs it. A `CachedMethod` is a function bound to an instance, made by `obj.method`.
+    and the runs under way that calls may join. Nothing is made before the first call that needs
+    it. A `CachedMethod` is a function bound to an instance, made by `obj.method`.
+
+Off the path of a fresh hit the work is done in Python, by modules that both twins share: runs of
+    coroutines in _singleflight.py, of threads in _threadflight.py, refreshes of stale results in
+    _refresh.py, kept errors in _failure.py, circles of runs that wait for each other in _runs.py.
 
 Calls
     Both are called through vectorcall, which Cython does not offer to classes: `call_function`
@@ -27,15 +31,32 @@ Python code
 Threads
     The interpreter's lock protects everything; no method releases it. A result is stored only
     after the function has returned, so two threads may both run it: the later result stays.
+    With single-flight one of them runs it, and the others wait for a lock that it holds.
 """
 
 cimport cython
 from cpython.object cimport Py_EQ, PyObject, PyObject_Hash, PyObject_RichCompareBool
-from cpython.ref cimport Py_INCREF
-from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_New
 from libc.stdint cimport uint64_t
 
 from beastcore._cache cimport Cache
+from beastcore._vectorcall cimport (
+    PY_VECTORCALL_ARGUMENTS_OFFSET,
+    PyCoro_CheckExact,
+    PyDict_GetItemWithError,
+    PyLong_FromVoidPtr,
+    PyVectorcall_Call,
+    PyVectorcall_NARGS,
+    enable_vectorcall,
+    invoke,
+    is_instance,
+    is_own_key,
+    items,
+    put_item,
+    refers_to,
+    type_of,
+    vectorcallfunc,
+)
 
 import asyncio
 import inspect
@@ -53,61 +74,16 @@ from beastcore._decorate import (
     name_of,
     owner_of,
 )
+from beastcore._failure import KeptError, kept_error
+from beastcore._refresh import Refresh
 from beastcore._singleflight import Flights
+from beastcore._threadflight import MISSING as _MISSING, ThreadFlights
 from beastcore._types import CacheInfo
 
 __all__ = ["CachedFunction", "CachedMethod", "cached"]
 
-cdef extern from *:
-    """
-    static inline int beast_refers_to(PyObject *ref, PyObject *object) {
-    #if PY_VERSION_HEX >= 0x030D0000
-        PyObject *found = NULL;
-        int same = PyWeakref_GetRef(ref, &found) == 1 && found == object;
-        Py_XDECREF(found);
-        return same;
-    #else
-        return PyWeakref_GET_OBJECT(ref) == object;
-    #endif
-    }
-
-    static inline int beast_is_own_key(PyObject *object) {
-        return PyUnicode_CheckExact(object) || PyLong_CheckExact(object)
-            || PyBytes_CheckExact(object);
-    }
-
-    static inline PyObject *beast_type_of(PyObject *object) {
-        return (PyObject *)Py_TYPE(object);
-    }
-
-    static inline int beast_is_instance(PyObject *object, PyObject *type) {
-        return PyObject_TypeCheck(object, (PyTypeObject *)type);
-    }
-
-    static void beast_enable_vectorcall(PyObject *type, Py_ssize_t offset) {
-        ((PyTypeObject *)type)->tp_vectorcall_offset = offset;
-        ((PyTypeObject *)type)->tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL;
-        ((PyTypeObject *)type)->tp_call = PyVectorcall_Call;
-        PyType_Modified((PyTypeObject *)type);
-    }
-    """
-    bint refers_to "beast_refers_to"(PyObject* ref, PyObject* instance) noexcept
-    bint is_own_key "beast_is_own_key"(PyObject* value) noexcept
-    PyObject* type_of "beast_type_of"(PyObject* value) noexcept
-    bint is_instance "beast_is_instance"(PyObject* value, PyObject* type) noexcept
-    void enable_vectorcall "beast_enable_vectorcall"(PyObject* type, Py_ssize_t offset) noexcept
-
-cdef extern from "Python.h":
-    ctypedef PyObject* (*vectorcallfunc)(PyObject*, PyObject**, size_t, PyObject*)
-    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
-    Py_ssize_t PyVectorcall_NARGS(size_t) noexcept
-    object PyVectorcall_Call(object, object, PyObject*)
-    object PyObject_Vectorcall(object, PyObject**, size_t, PyObject*)
-    object PyLong_FromVoidPtr(void*)
-    PyObject* PyDict_GetItemWithError(dict, object) except? NULL
-    bint PyCoro_CheckExact(object) noexcept
-
-cdef object MISSING = object()
+cdef object MISSING = _MISSING
+cdef object KEPT = KeptError
 cdef object KEYWORDS = object()  # stands between positional and keyword arguments in a key
 
 
@@ -179,12 +155,17 @@ cdef class Results:
     cdef object cache
     cdef unsigned long long hits, misses, epoch
     cdef bint weighted
+    cdef double stale          # seconds before its end at which an entry is stale; 0: never
+    cdef object options
     cdef object token
     cdef object ref            # weak reference to the instance, or None
-    cdef object flights        # runs under way, or None before the first
+    cdef object flights        # runs of coroutines under way, or None before the first
+    cdef object thread_flights  # runs of threads under way, or None before the first
 
-    def __cinit__(self, cache, token):
+    def __cinit__(self, cache, token, options):
         self.cache = cache
+        self.options = options
+        self.stale = options.stale
         if type(cache) is Cache:
             self.fast = <Cache>cache
         self.token = token
@@ -197,7 +178,15 @@ cdef class Results:
         self.misses = 0
         if self.flights is not None:
             self.flights.forget()
+        if self.thread_flights is not None:
+            self.thread_flights.forget()
         return 0
+
+    cdef object flights_of_threads(self):
+        """Return the runs of threads that are under way."""
+        if self.thread_flights is None:
+            self.thread_flights = ThreadFlights()
+        return self.thread_flights
 
     cdef object find(self, object key):
         """Return the kept result or MISSING."""
@@ -205,24 +194,78 @@ cdef class Results:
             return self.fast.lookup(key, MISSING)
         return self.cache.get(key, MISSING)
 
+    cdef object find_aged(self, object key, bint* is_stale):
+        """Return the kept result or MISSING; set whether it is in the stale part of its life.
+
+        A kept error is never stale.
+        """
+        cdef double left
+        is_stale[0] = False
+        if self.stale == 0.0 or self.fast is None:
+            value = self.find(key)
+            if self.stale != 0.0 and value is not MISSING and not is_kept(value):
+                is_stale[0] = self.is_stale(key)
+            return value
+        value = self.fast.lookup_left(key, MISSING, &left)
+        is_stale[0] = left <= self.stale and not is_kept(value)
+        return value
+
+    cdef bint is_stale(self, object key) except -1:
+        """Whether the entry that was found under `key` is in the stale part of its life."""
+        try:
+            left = self.cache.expires_in(key)
+        except KeyError:  # it ended since
+            return True
+        return left is not None and left <= self.stale
+
+    cdef object look(self, object key):
+        """Return the kept result if it is fresh, counting a hit, or MISSING; or raise its error."""
+        value = self.cache.peek(key, MISSING)
+        if value is MISSING:
+            return value
+        if is_kept(value):
+            self.hits += 1
+            raise value.fresh()
+        if self.stale != 0.0 and self.is_stale(key):
+            return MISSING
+        self.hits += 1
+        return value
+
     cdef int store(self, object key, object value, unsigned long long epoch) except -1:
         """Store a result, unless `clear` came since the run began or it is too heavy."""
         if epoch != self.epoch:
             return 0
         if not self.weighted:
-            if self.fast is not None:
-                self.fast.store(key, value)
-            else:
-                self.cache.set(key, value)
-            return 0
+            return self.put(key, value)
         rejections = self.cache.stats().rejections
         try:
-            self.cache.set(key, value)
+            self.put(key, value)
         except ValueError:
             # Heavier than max_weight: the cache has counted it, the caller still gets the value.
             if self.cache.stats().rejections == rejections:
                 raise
         return 0
+
+    cdef int put(self, object key, object value) except -1:
+        if self.options.life is not None:
+            self.cache.set(key, value, self.options.life)
+        elif self.fast is not None:
+            self.fast.store(key, value)
+        else:
+            self.cache.set(key, value)
+        return 0
+
+    cdef int store_error(self, object key, object error, unsigned long long epoch) except -1:
+        """Store a copy of what the function raised, under the conditions of `store`."""
+        kept = kept_error(error)
+        if kept is not None and epoch == self.epoch:
+            self.cache.set(key, kept, self.options.error_ttl)
+        return 0
+
+
+cdef inline bint is_kept(object value) noexcept:
+    """Whether a value found in a cache stands for an error."""
+    return type_of(<PyObject*>value) == <PyObject*>KEPT
 
 
 @cython.final
@@ -236,26 +279,25 @@ cdef class CachedFunction:
     cdef tuple owners          # classes in whose namespace the function sits, or None
     cdef object key
     cdef bint typed, is_coroutine
+    cdef bint plain            # no option asks for more than keeping results
     cdef object function
     cdef dict instances        # id -> Results
     # the rest
     cdef object __weakref__
     cdef dict __dict__
-    cdef Py_ssize_t maxsize
-    cdef object ttl, timer, given, token, drop
+    cdef object options, given, token, drop
     cdef unsigned long long retired_hits, retired_misses
 
-    def __cinit__(self, function, maxsize, ttl, key, typed, cache, timer):
+    def __cinit__(self, function, options):
         self.vectorcall = <vectorcallfunc>call_function
         self.instances = {}
-        self.is_coroutine = check_function(function)
+        self.is_coroutine = check_function(function, options)
         self.function = function
-        self.maxsize = maxsize
-        self.ttl = ttl
-        self.key = key
-        self.typed = typed
-        self.given = cache
-        self.timer = timer
+        self.options = options
+        self.plain = not (options.single_flight or options.stale or options.errors)
+        self.key = options.key
+        self.typed = options.typed
+        self.given = options.cache
         self.token = Token(name_of(function))
         self.drop = death_callback(self)
         dress(self, function, self.is_coroutine)
@@ -307,17 +349,21 @@ cdef class CachedFunction:
     cdef object answer(self, Results results, PyObject* instance, PyObject** args, size_t nargsf,
                        PyObject* kwnames):
         """Answer a call; `args` is without the instance, which is NULL for a plain call."""
-        if self.is_coroutine:
-            return self.answer_coroutine(results, instance, args, nargsf, kwnames)
         names = None if kwnames == NULL else <object>kwnames
+        if self.is_coroutine:
+            return answer_later(self.pack(results, instance, args, nargsf, names))
         if (kwnames == NULL and self.key is None and results.token is None
                 and PyVectorcall_NARGS(nargsf) == 1 and is_own_key(args[0])):
             key = <object>args[0]
         else:
             key = self.make_key(results, instance, args, nargsf, names)
+        if not self.plain:
+            return self.answer_fully(results, instance, args, nargsf, names, key)
         value = results.find(key)
         if value is not MISSING:
             results.hits += 1
+            if is_kept(value):  # by another function on the cache
+                raise value.fresh()
             return value
         results.misses += 1
         cdef unsigned long long epoch = results.epoch
@@ -327,15 +373,37 @@ cdef class CachedFunction:
         results.store(key, value, epoch)
         return value
 
-    cdef object answer_coroutine(self, Results results, PyObject* instance, PyObject** args,
-                                 size_t nargsf, PyObject* kwnames):
-        """Return a coroutine that answers the call when it is awaited."""
+    cdef object answer_fully(self, Results results, PyObject* instance, PyObject** args,
+                             size_t nargsf, object names, object key):
+        """`answer` for a plain function with single-flight, stale results or kept errors."""
+        cdef bint is_stale
+        cdef Call call
+        value = results.find_aged(key, &is_stale)
+        if value is not MISSING and not is_stale:
+            results.hits += 1
+            if is_kept(value):
+                raise value.fresh()
+            return value
+        call = self.pack(results, instance, args, nargsf, names)
+        call.key = key
+        options = self.options
+        if is_stale:
+            refresh = Refresh(call, results.flights_of_threads(), options.single_flight,
+                              options.errors)
+            return refresh.serve(value, options.refresh)
+        if options.single_flight:
+            return results.flights_of_threads().answer(call)
+        return call.run()
+
+    cdef Call pack(self, Results results, PyObject* instance, PyObject** args, size_t nargsf,
+                   object names):
+        """Return what a call needs if it goes on when its caller's array of arguments is gone."""
         cdef Call call = Call.__new__(Call)
         cdef Py_ssize_t n = PyVectorcall_NARGS(nargsf)
         cdef Py_ssize_t size = n
-        if kwnames != NULL:
-            call.names = <object>kwnames
-            size += PyTuple_GET_SIZE(<object>kwnames)
+        if names is not None:
+            call.names = names
+            size += PyTuple_GET_SIZE(names)
         call.function = self
         call.results = results
         if instance != NULL:
@@ -346,7 +414,7 @@ cdef class CachedFunction:
         for n in range(size):
             put_item(arguments, n, args[n])
         call.args = arguments
-        return answer_later(call)
+        return call
 
     # -- results -----------------------------------------------------------------------------
 
@@ -354,12 +422,13 @@ cdef class CachedFunction:
         """Return the given cache, or a new one."""
         if self.given is not None:
             return self.given
-        return Cache(self.maxsize, self.ttl, timer=self.timer)
+        return Cache(self.options.maxsize, self.options.ttl, timer=self.options.timer)
 
     cdef Results make_own(self):
         """Return the results of calls that are not method calls, made at the first."""
         if self.own is None:
-            made = Results(self.new_cache(), self.token if self.given is not None else None)
+            token = self.token if self.given is not None else None
+            made = Results(self.new_cache(), token, self.options)
             if self.own is None:
                 self.own = made
         return self.own
@@ -383,7 +452,7 @@ cdef class CachedFunction:
         token = None
         if self.given is not None:
             token = Token(f"{self.token.name} of an instance", self.token)
-        cdef Results made = Results(self.new_cache(), token)
+        cdef Results made = Results(self.new_cache(), token, self.options)
         made.ref = ref
         results = self.find_results(instance)
         if results is not None:
@@ -424,7 +493,7 @@ cdef class CachedFunction:
         """Return a CacheInfo; with a given cache maxsize and currsize are those of the cache."""
         if self.given is not None:
             return CacheInfo(hits, misses, self.given.maxsize, len(self.given))
-        return CacheInfo(hits, misses, self.maxsize, currsize)
+        return CacheInfo(hits, misses, self.options.maxsize, currsize)
 
     def cache_info(self):
         """Return hits, misses, maxsize and currsize; for a method summed over its instances.
@@ -607,7 +676,10 @@ cdef class CachedMethod:
 @cython.freelist(16)
 @cython.auto_pickle(False)
 cdef class Call:
-    """What a call of a coroutine function needs until it is awaited."""
+    """A call that outlives its caller's array: of a coroutine function, or one with options.
+
+    The methods below `get_key` are those of `_threadflight.SyncCall`.
+    """
 
     cdef CachedFunction function
     cdef Results results
@@ -616,43 +688,97 @@ cdef class Call:
     cdef tuple args            # positional arguments, then the values of the keyword ones
     cdef Py_ssize_t nargs
     cdef object names          # of the keyword arguments, or None
+    cdef object key            # of a plain function's call
+    cdef bint is_stale         # what `find` found
+
+    cdef int check(self) except -1:
+        """Raise TypeError for what a bare `__new__` has made."""
+        if self.function is None:
+            raise TypeError("this call was never made")
+        return 0
 
     cdef PyObject* instance_pointer(self) noexcept:
         return <PyObject*>self.instance if self.has_instance else NULL
 
-    cdef object key(self):
+    cdef object make_key(self):
         """Return the key of the call."""
         cdef CachedFunction function = self.function
-        if function is None:
-            raise TypeError("this call was never made")
+        self.check()
         if (self.names is None and function.key is None and self.results.token is None
                 and self.nargs == 1 and is_own_key(PyTuple_GET_ITEM(self.args, 0))):
             return <object>PyTuple_GET_ITEM(self.args, 0)
         return function.make_key(self.results, self.instance_pointer(), items(self.args),
                                  self.nargs, self.names)
 
-    cdef object run(self):
-        """Call the coroutine function; return what is to be awaited."""
+    cdef object find(self, object key):
+        """Return the kept result or MISSING, and note whether it is stale."""
+        return self.results.find_aged(key, &self.is_stale)
+
+    cdef object invoke(self):
+        """Call the function; return its result or, of a coroutine function, what to await."""
         return invoke(self.function.function, self.instance_pointer(), items(self.args),
                       self.nargs, self.names)
+
+    def get_key(self):
+        """Return its key."""
+        return self.key
+
+    def get_function(self):
+        """Return the function."""
+        self.check()
+        return self.function.function
+
+    def note_hit(self):
+        """Count a hit."""
+        self.check()
+        self.results.hits += 1
+
+    def look(self):
+        """Return the kept result if it is fresh, counting a hit, else MISSING."""
+        self.check()
+        return self.results.look(self.key)
+
+    def run(self):
+        """Run the function, counting a miss, and keep what it returns or raises."""
+        self.check()
+        cdef Results results = self.results
+        cdef unsigned long long epoch = results.epoch
+        results.misses += 1
+        try:
+            value = self.invoke()
+        except results.options.errors as error:
+            results.store_error(self.key, error, epoch)
+            raise
+        if PyCoro_CheckExact(value):
+            check_result(value, self.function.function)
+        results.store(self.key, value, epoch)
+        return value
 
 
 async def answer_later(Call call not None):
     """Return the kept result, or wait for the one run of the function for this key."""
     cdef Results results = call.results
-    key = call.key()
-    value = results.find(key)
+    key = call.make_key()
+    value = call.find(key)
     if value is not MISSING:
         results.hits += 1
-        return value
+        if is_kept(value):
+            raise value.fresh()
+        if not call.is_stale:
+            return value
     loop = asyncio.get_running_loop()
     if results.flights is None:
         results.flights = Flights()
     flight = results.flights.find(loop, key)
     if flight is None:
         results.misses += 1
-        work = run_and_keep(call, key)
-        flight = results.flights.start(loop, key, work, call.function.token.name)
+        name, errors = call.function.token.name, results.options.errors
+        if call.is_stale:
+            results.flights.refresh(loop, key, run_and_keep(call, key), name, errors)
+            return value
+        flight = results.flights.start(loop, key, run_and_keep(call, key), name, errors)
+    elif call.is_stale:
+        return value
     else:
         results.hits += 1
     return await flight.wait()
@@ -660,53 +786,16 @@ async def answer_later(Call call not None):
 
 async def run_and_keep(Call call not None, key):
     """Run the coroutine function and keep its result."""
-    if call.results is None:
-        raise TypeError("this call was never made")
-    cdef unsigned long long epoch = call.results.epoch
-    value = await call.run()
-    call.results.store(key, value, epoch)
+    call.check()
+    cdef Results results = call.results
+    cdef unsigned long long epoch = results.epoch
+    try:
+        value = await call.invoke()
+    except results.options.errors as error:
+        results.store_error(key, error, epoch)
+        raise
+    results.store(key, value, epoch)
     return value
-
-
-cdef inline PyObject** items(tuple values) noexcept:
-    """Return the array of a tuple's items."""
-    return &(<PyTupleStruct*>values).ob_item[0]
-
-
-cdef extern from "Python.h":
-    ctypedef struct PyTupleStruct "PyTupleObject":
-        PyObject* ob_item[1]
-
-
-cdef inline Py_ssize_t put_item(tuple values, Py_ssize_t i, PyObject* item) noexcept:
-    """Put a new reference to `item` into place i of a new tuple; return i + 1."""
-    Py_INCREF(<object>item)
-    PyTuple_SET_ITEM(values, i, <object>item)
-    return i + 1
-
-
-cdef object invoke(object function, PyObject* instance, PyObject** args, size_t nargsf,
-                   object kwnames):
-    """Call `function` with the arguments, the instance (if not NULL) in front."""
-    cdef PyObject* names = NULL if kwnames is None else <PyObject*>kwnames
-    cdef PyObject* spared
-    cdef Py_ssize_t nargs = PyVectorcall_NARGS(nargsf)
-    cdef Py_ssize_t i, n
-    if instance == NULL:
-        return PyObject_Vectorcall(function, args, nargs, names)
-    if nargsf & PY_VECTORCALL_ARGUMENTS_OFFSET:
-        spared = args[-1]
-        args[-1] = instance
-        try:
-            return PyObject_Vectorcall(function, args - 1, nargs + 1, names)
-        finally:
-            args[-1] = spared
-    n = nargs + (0 if kwnames is None else PyTuple_GET_SIZE(kwnames))
-    cdef tuple full = PyTuple_New(n + 1)
-    put_item(full, 0, instance)
-    for i in range(n):
-        put_item(full, i + 1, args[i])
-    return PyObject_Vectorcall(function, items(full), nargs + 1, names)
 
 
 cdef object call_function(object called, PyObject** args, size_t nargsf, PyObject* kwnames):
@@ -735,12 +824,13 @@ cdef object call_method(object called, PyObject** args, size_t nargsf, PyObject*
     return function.answer(function.results_of(instance), instance, args, nargsf, kwnames)
 
 
-def cached(maxsize=..., ttl=..., *, key=None, typed=False, cache=None, timer=None):
+def cached(maxsize=..., ttl=..., *, key=None, typed=False, cache=None, timer=None,
+           single_flight=False, stale=None, refresh=None, cache_errors=None, error_ttl=...):
     """Keep the results of a function, a method or a coroutine function.
 
     Use it bare (`@cached`: 128 results, no time to live) or with options. The decorated function
     has `cache_info()`, `cache_clear()`, `cache` (the `Cache` used) and `__wrapped__`. Exceptions
-    are never kept; a result of None is. A hit is O(1).
+    are not kept unless `cache_errors` says so; a result of None is. A hit is O(1).
 
     maxsize: the most results held, 128 unless given; the least useful ones are evicted.
     ttl: seconds that a result is kept (float); None, the default, never expires.
@@ -753,6 +843,25 @@ def cached(maxsize=..., ttl=..., *, key=None, typed=False, cache=None, timer=Non
         ttl and timer. Functions on one cache never collide, unless `key` makes them. A value
         heavier than its max_weight is returned without being kept.
     timer: the clock of the time to live: returns seconds as a float.
+    single_flight: whether threads that call a plain function with equal arguments at one time
+        share one run: the others wait for it. They get its result, or a copy of its Exception
+        with the original as `__cause__`; after KeyboardInterrupt and the like one of them runs
+        the function instead. A call that would wait for itself, by recursion or for a thread
+        that waits for this one, runs the function directly. A run that waits for a thread
+        which it started outside its context and which makes the same call hangs.
+    stale: seconds (float) after `ttl` for which a result is still served while one refresh runs;
+        `cache.ttl` is then the sum, and with a given cache entries live that much longer. A
+        coroutine function is refreshed in a task of the running loop. Of a plain function, the
+        caller that first meets the stale result refreshes it and gets the fresh one, unless
+        `refresh` is given. A refresh that fails leaves the stale result; its error goes to the
+        loop's exception handler or to `sys.unraisablehook`, and the next call tries again.
+    refresh: called as `refresh(job)` to have a refresh of a plain function made elsewhere, as
+        `executor.submit` does; `job` takes no arguments and may be dropped.
+    cache_errors: a subclass of Exception, or a tuple of them, that are kept as results are. Each
+        call raises a copy of its own, with no traceback, cause and context; what has no copy is
+        not kept. In the cache such an error is a `KeptError`. Not with a cache that has a
+        weigher.
+    error_ttl: seconds that an error is kept; as for results (`ttl`) unless given. Never stale.
 
     Methods: each instance has results of its own (at most maxsize each), is held weakly and by
     identity, and its results go when it dies. As in a WeakKeyDictionary, a result that itself
@@ -767,8 +876,11 @@ def cached(maxsize=..., ttl=..., *, key=None, typed=False, cache=None, timer=Non
     its own with the first caller's context. Cancelling a caller cancels nobody else; when all
     are cancelled the run still goes on and its result is kept (its error goes to the loop's
     exception handler). An error is raised in every waiting caller and not kept. A call that would
-    wait for itself raises RuntimeError. A hit does not switch tasks. Calls that joined a run
-    count as hits. Plain functions run once per concurrent caller, as in functools.
+    wait for itself raises RuntimeError. A hit does not switch tasks. Plain functions run once
+    per concurrent caller, as in functools, unless `single_flight` is true.
+
+    Hits count calls that were answered by a kept result, stale or not, or by the run of another
+    call; misses count runs of the function, refreshes included.
 
     Raises ValueError or TypeError for bad options, and TypeError for what cannot be decorated:
     no callable, a classmethod, a staticmethod, a generator function.
@@ -776,11 +888,12 @@ def cached(maxsize=..., ttl=..., *, key=None, typed=False, cache=None, timer=Non
     function = None
     if is_function_like(maxsize):
         function, maxsize = maxsize, ...
-    checked_maxsize, checked_ttl = check_options(maxsize, ttl, key, typed, cache, timer)
+    options = check_options(maxsize, ttl, key, typed, cache, timer, single_flight, stale, refresh,
+                            cache_errors, error_ttl)
 
     def decorate(function, /):
         """Return `function` with its results kept."""
-        return CachedFunction(function, checked_maxsize, checked_ttl, key, typed, cache, timer)
+        return CachedFunction(function, options)
 
     return decorate if function is None else decorate(function)
 
@@ -790,7 +903,7 @@ def _unbound():
     raise TypeError("this method was never bound to a function")
 
 
-cdef CachedFunction NOBODY = CachedFunction(_unbound, 1, None, None, False, None, None)
+cdef CachedFunction NOBODY = CachedFunction(_unbound, check_options())
 
 
 cdef int patch_types() except -1:

@@ -16,6 +16,10 @@ cancelling a caller cancels nobody else; every caller waits on a future of its o
 4. A run that has ended refers to nothing: a task that it started and that lives on does not keep
    the results alive through its context.
 
+5. A refresh of a stale result is such a run, which nobody need wait for: its task is referred to
+   until it ends, and its error, if no caller has come to wait, goes to the loop's exception
+   handler.
+
 Thread rule: the waiters of a `Flight` are touched only by the thread of its loop; `waits` and the
 outer dict of `Flights` by any thread, in single list and dict operations.
 """
@@ -24,35 +28,44 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Hashable
-from contextvars import ContextVar
 from typing import Any
+
+from beastcore._runs import Run, current_run, running_here
 
 __all__ = ["Flight", "Flights"]
 
-_current: ContextVar[Flight | None] = ContextVar("beastcore_cached_run", default=None)
-"""The run in whose context the present code is executed."""
 
+class Flight(Run):
+    """One run of a coroutine function for one key on one loop.
 
-class Flight:
-    """One run of a coroutine function for one key on one loop."""
+    A `refresh` is a run that nobody need wait for. Errors of the classes `kept` are answers of
+    their own, so they are not reported if nobody waits.
+    """
 
-    __slots__ = ("flights", "key", "loop", "name", "running", "task", "waiters", "waits")
+    __slots__ = ("flights", "kept", "key", "loop", "name", "refresh", "task", "waiters")
 
     def __init__(
-        self, flights: Flights, loop: asyncio.AbstractEventLoop, key: Hashable, name: str
+        self,
+        flights: Flights,
+        loop: asyncio.AbstractEventLoop,
+        key: Hashable,
+        name: str,
+        kept: tuple[type[Exception], ...],
+        refresh: bool,
     ) -> None:
+        super().__init__()
         self.flights: Flights | None = flights
         self.loop = loop
         self.key = key
         self.name = name
+        self.kept = kept
+        self.refresh = refresh
         self.task: asyncio.Task[Any] | None = None
         self.waiters: list[asyncio.Future[Any]] = []
-        self.waits: list[Flight] = []
-        self.running = True
 
     async def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Await `work` with this flight as the current one; forget the flight as it ends."""
-        _current.set(self)
+        current_run.set(self)
         try:
             return await work
         finally:
@@ -61,8 +74,7 @@ class Flight:
     def land(self) -> None:
         """Make the run unfindable and drop what it refers to. Idempotent."""
         flights, self.flights = self.flights, None
-        self.running = False
-        self.waits.clear()
+        self.end()
         if flights is not None:
             flights.discard(self.loop, self.key, self)
 
@@ -84,33 +96,23 @@ class Flight:
         elif waiters:
             for waiter in waiters:
                 waiter.set_exception(error)
-        else:
+        elif not isinstance(error, self.kept):
+            what = (
+                f"refresh of {self.name} failed; its stale result is served until it expires"
+                if self.refresh
+                else f"run of {self.name} failed after all its callers were cancelled"
+            )
             self.loop.call_exception_handler(
                 {
-                    "message": f"run of {self.name} failed after all its callers were cancelled",
+                    "message": what,
                     "exception": error,
                     "task": task,
                 }
             )
 
-    def reaches(self, target: Flight) -> bool:
-        """Whether this run is `target` or waits for it, directly or through others. O(waits)."""
-        seen: set[Flight] = set()
-        stack = [self]
-        while stack:
-            flight = stack.pop()
-            if flight is target:
-                return True
-            if flight not in seen:
-                seen.add(flight)
-                stack.extend(flight.waits)
-        return False
-
     async def wait(self) -> Any:
         """Return the run's result or raise its error; RuntimeError if that would never come."""
-        current = _current.get()
-        if current is not None and not current.running:
-            current = None
+        current = running_here()
         if current is not None:
             if self.reaches(current):
                 raise RuntimeError(
@@ -123,8 +125,8 @@ class Flight:
         try:
             return await future
         finally:
-            if current is not None and current.running:
-                current.waits.remove(self)
+            if current is not None:
+                current.stop_waiting(self)
 
 
 class Flights:
@@ -150,6 +152,9 @@ class Flights:
         key: Hashable,
         work: Coroutine[Any, Any, Any],
         name: str,
+        kept: tuple[type[Exception], ...] = (),
+        *,
+        refresh: bool = False,
     ) -> Flight:
         """Start `work` as the run for `key` on `loop`, which must be the running one."""
         flights = self.loops.get(loop)
@@ -158,7 +163,7 @@ class Flights:
                 if other.is_closed():
                     self.loops.pop(other, None)
             flights = self.loops[loop] = {}
-        flight = flights[key] = Flight(self, loop, key, name)
+        flight = flights[key] = Flight(self, loop, key, name, kept, refresh)
         run = flight.run(work)
         try:
             task = loop.create_task(run)
@@ -170,6 +175,21 @@ class Flights:
         flight.task = task
         task.add_done_callback(flight.wake)
         return flight
+
+    def refresh(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        key: Hashable,
+        work: Coroutine[Any, Any, Any],
+        name: str,
+        kept: tuple[type[Exception], ...],
+    ) -> None:
+        """Start `work` as a refresh that nobody waits for; the loop hears of all that fails."""
+        try:
+            self.start(loop, key, work, name, kept, refresh=True)
+        except Exception as error:  # noqa: BLE001 - a stale answer is better than none
+            message = f"refresh of {name} could not be started; its stale result is served"
+            loop.call_exception_handler({"message": message, "exception": error})
 
     def discard(self, loop: asyncio.AbstractEventLoop, key: Hashable, flight: Flight) -> None:
         """Forget `flight` if it is still the run for `key`."""

@@ -23,9 +23,11 @@ __all__ = [
     "MAX_WEIGHT_EACH",
     "MAX_WEIGHT_TOTAL",
     "TICKS_PER_SECOND",
+    "check_bool",
     "check_callable",
     "check_coder",
     "check_count",
+    "check_errors",
     "check_item",
     "check_op_size",
     "check_path",
@@ -33,6 +35,7 @@ __all__ = [
     "check_priority",
     "check_seconds",
     "check_slack",
+    "check_stale",
     "check_time",
     "check_ttl",
     "check_weight",
@@ -175,6 +178,41 @@ def check_path(value: object) -> str:
     if not path or "\0" in path:
         raise ValueError(f"path must not be empty or hold a null character, got {path!r}")
     return path
+
+
+def check_bool(name: str, value: object) -> bool:
+    """Return `value` if it is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {value!r}")
+    return value
+
+
+def check_errors(name: str, value: object) -> tuple[type[Exception], ...]:
+    """Return one class of exceptions, or a tuple of them, as a tuple; None is the empty one.
+
+    Only subclasses of Exception: KeyboardInterrupt and its like concern one thread at one time.
+    """
+    classes = () if value is None else value if isinstance(value, tuple) else (value,)
+    for item in classes:
+        if not (isinstance(item, type) and issubclass(item, Exception)):
+            raise TypeError(
+                f"{name} must be a subclass of Exception or a tuple of such, got {item!r}"
+            )
+    return tuple(classes)
+
+
+def check_stale(value: object, ttl: float | None) -> float:
+    """Return the seconds for which a result is served after its time to live `ttl`; 0 for None."""
+    if value is None:
+        return 0.0
+    if ttl is None:
+        raise ValueError(f"stale needs a ttl, after which it begins; got {value!r} without one")
+    seconds = check_seconds("stale", value)
+    if ttl + seconds > MAX_TTL:
+        raise ValueError(
+            f"ttl and stale together must be at most {MAX_TTL:.0f} seconds, got {ttl!r} + {value!r}"
+        )
+    return seconds
 
 
 def check_policy(value: object) -> str:

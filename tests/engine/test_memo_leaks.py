@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from support import Twin
 
 
-def test_nothing_leaks(engine: Twin, isolated: Callable[..., str]) -> None:
-    isolated("memo_leaks.py", engine.name, pure=not engine.compiled, timeout=120)
+@pytest.mark.parametrize("script", ["memo_leaks", "memo_options_leaks", "memo_refcounts"])
+def test_nothing_leaks(engine: Twin, isolated: Callable[..., str], script: str) -> None:
+    isolated(f"{script}.py", engine.name, pure=not engine.compiled, timeout=120)
 
 
 def test_the_end_of_a_process_is_silent(engine: Twin, isolated: Callable[..., str]) -> None:

@@ -39,14 +39,13 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike, urandom
-from types import EllipsisType, GenericAlias, SimpleNamespace
+from types import EllipsisType, GenericAlias
 from typing import (
     Any,
     ClassVar,
     Generic,
     NoReturn,
     TypeVar,
-    cast,
     final,
 )
 
@@ -63,6 +62,7 @@ from beastcore._pure.policy import (
 )
 from beastcore._pure.wheel import SWEEP, TICK_BITS, UNFILED, WHEEL_STEPS, Timer, Wheel
 from beastcore._types import CacheStats, PolicyState, RemovalCause
+from beastcore._unraisable import report_unraisable
 from beastcore._validate import (
     MAX_SLACK,
     MAX_WEIGHT_EACH,
@@ -1218,7 +1218,7 @@ class Cache(Generic[K, V]):
                 try:
                     callback(key, value, cause)
                 except BaseException as error:  # noqa: BLE001 - as from a finalizer: to the hook
-                    _report_unraisable(error, callback)
+                    report_unraisable(error, callback)
         finally:
             self._telling -= 1
 
@@ -1317,22 +1317,3 @@ def _pairs(items: Any) -> list[tuple[Any, Any]]:
 def _deadline(ticks: float, ttl: float | None) -> int | None:
     """Return the first tick at which `ttl` seconds from `ticks` have surely passed."""
     return None if ttl is None else math.ceil(ticks + ttl * TICKS_PER_SECOND)
-
-
-def _report_unraisable(error: BaseException, source: object) -> None:
-    """Hand `error` to `sys.unraisablehook`, as the interpreter does for finalizers.
-
-    The default hook accepts only the interpreter's own argument type, which has no public name.
-    """
-    fields = (type(error), error, error.__traceback__, None, source)
-    for kind in tuple.__subclasses__():
-        if kind.__name__ == "UnraisableHookArgs":
-            args: Any = cast("Callable[[object], Any]", kind)(fields)
-            break
-    else:
-        names = ("exc_type", "exc_value", "exc_traceback", "err_msg", "object")
-        args = SimpleNamespace(**dict(zip(names, fields, strict=True)))
-    try:
-        sys.unraisablehook(args)
-    except BaseException as failed:  # noqa: BLE001 - a broken hook must not break the cache
-        sys.stderr.write(f"Exception ignored in sys.unraisablehook: {failed!r}\n")

@@ -1,9 +1,9 @@
 """`cached`: a memoizer of functions, methods and coroutine functions over `Cache`. The twin.
 
 Structure
-    A `CachedFunction` holds one `_Results` for its plain calls and, for method calls, one for
-    each living instance, under the instance's `id`. A `_Results` holds a `Cache` and the counters.
-    Nothing is made before the first call that needs it.
+    A `CachedFunction` holds one `Results` for its plain calls and, for method calls, one for
+    each living instance, under the instance's `id`. A `Results` holds a `Cache`, the counters and
+    the runs under way. Nothing is made before the first call that needs it.
 
 Invariants, verified by `_check()`
     1. `_instances[i]` refers weakly to an object of identity i, or to a dead one whose callback
@@ -13,6 +13,7 @@ Invariants, verified by `_check()`
 Why no lock is needed
     The dict of instances changes in single dict operations. A result is stored only after the
     function has returned, so two threads may both run it for one key: the later result stays.
+    With single-flight one of them runs it, see _threadflight.py.
 """
 
 # The two classes of this file are two faces of one thing.
@@ -29,10 +30,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from beastcore._decorate import (
     InstanceRef,
+    Options,
     Token,
     check_function,
     check_options,
-    check_result,
     death_callback,
     dress,
     instance_ref,
@@ -40,8 +41,11 @@ from beastcore._decorate import (
     name_of,
     owner_of,
 )
+from beastcore._failure import KeptError
 from beastcore._pure.cache import Cache
-from beastcore._singleflight import Flights
+from beastcore._pure.results import Key, Results, SyncCall, make_key
+from beastcore._refresh import Refresh
+from beastcore._threadflight import MISSING
 from beastcore._types import CacheInfo
 
 __all__ = ["CachedFunction", "CachedMethod", "cached"]
@@ -50,71 +54,6 @@ _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
 _R = TypeVar("_R")
 _T = TypeVar("_T")
-
-_MISSING = object()
-_KEYWORDS = object()
-"""Stands between the positional and the keyword arguments in a key."""
-_OWN_KEY = frozenset({str, int, bytes})
-"""Exact types of which a single positional argument is its own key."""
-
-
-@final
-class Key:
-    """The key of a call: its arguments, hashed once."""
-
-    __slots__ = ("_hash", "parts")
-
-    def __init__(self, parts: tuple[Any, ...]) -> None:
-        self.parts = parts
-        self._hash = hash(parts)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not Key:
-            return NotImplemented
-        return self.parts == other.parts
-
-    def __repr__(self) -> str:
-        return f"<call {self.parts!r}>"
-
-
-class _Results:
-    """The results of one function, or of one method of one instance, with their counters."""
-
-    __slots__ = ("cache", "epoch", "flights", "hits", "misses", "ref", "token", "weighted")
-
-    def __init__(self, cache: Cache[Any, Any], token: Token | None) -> None:
-        self.cache = cache
-        self.token = token
-        self.weighted = getattr(cache, "max_weight", None) is not None
-        self.flights = Flights()
-        self.ref: InstanceRef | None = None
-        self.hits = 0
-        self.misses = 0
-        self.epoch = 0
-
-    def clear(self) -> None:
-        """Forget the counters and the runs under way, which are not stored when they end."""
-        self.epoch += 1
-        self.hits = self.misses = 0
-        self.flights.forget()
-
-    def store(self, key: Hashable, value: Any, epoch: int) -> None:
-        """Store a result, unless `clear` came since the run began or it is too heavy."""
-        if epoch != self.epoch:
-            return
-        if not self.weighted:
-            self.cache.set(key, value)
-            return
-        rejections = self.cache.stats().rejections
-        try:
-            self.cache.set(key, value)
-        except ValueError:
-            # Heavier than max_weight: the cache has counted it, the caller still gets the value.
-            if self.cache.stats().rejections == rejections:
-                raise
 
 
 @final
@@ -129,16 +68,12 @@ class CachedFunction(Generic[_P, _R]):
         "_given",
         "_instances",
         "_is_coroutine_function",
-        "_key",
-        "_maxsize",
+        "_options",
         "_own",
         "_owners",
         "_retired_hits",
         "_retired_misses",
-        "_timer",
         "_token",
-        "_ttl",
-        "_typed",
     )
 
     __name__: str
@@ -151,24 +86,15 @@ class CachedFunction(Generic[_P, _R]):
     def __init__(
         self,
         function: Callable[_P, _R],
-        maxsize: int,
-        ttl: float | None,
-        key: Callable[..., Hashable] | None,
-        typed: bool,
-        cache: Cache[Any, Any] | None,
-        timer: Callable[[], float] | None,
+        options: Options,
     ) -> None:
-        self._is_coroutine_function = check_function(function)
+        self._is_coroutine_function = check_function(function, options)
         self._function = function
-        self._maxsize = maxsize
-        self._ttl = ttl
-        self._key = key
-        self._typed = typed
-        self._given = cache
-        self._timer = timer
+        self._options = options
+        self._given: Cache[Any, Any] | None = options.cache
         self._token = Token(name_of(function))
-        self._own: _Results | None = None
-        self._instances: dict[int, _Results] = {}
+        self._own: Results | None = None
+        self._instances: dict[int, Results] = {}
         self._owners: tuple[type, ...] = ()
         self._retired_hits = 0
         self._retired_misses = 0
@@ -195,76 +121,78 @@ class CachedFunction(Generic[_P, _R]):
             return cast(_R, self._answer_later(results, args, (instance, *args), kwargs))
         return self._answer(results, args, (instance, *args), kwargs)
 
-    def _make_key(
-        self,
-        results: _Results,
-        args: tuple[Any, ...],
-        full_args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Hashable:
-        """Return the key of a call; `full_args` is `args` with the instance in front."""
-        if self._key is not None:
-            return self._key(*full_args, **kwargs)
-        parts = args
-        if results.token is not None:
-            parts = (results.token, *args)
-        elif not kwargs and len(args) == 1 and type(args[0]) in _OWN_KEY:
-            return cast(Hashable, args[0])
-        if kwargs:
-            parts += (_KEYWORDS, *(part for item in kwargs.items() for part in item))
-        if self._typed:
-            parts += (*map(type, args), *map(type, kwargs.values()))
-        return Key(parts)
-
     def _answer(
         self,
-        results: _Results,
+        results: Results,
         args: tuple[Any, ...],
         full_args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> _R:
         """Return the kept result, or run the function and keep what it returns."""
-        key = self._make_key(results, args, full_args, kwargs)
-        value: Any = results.cache.get(key, _MISSING)
-        if value is not _MISSING:
+        options = self._options
+        key = make_key(options, results.token, args, full_args, kwargs)
+        value: Any = results.cache.get(key, MISSING)
+        if type(value) is KeptError:
+            results.hits += 1
+            raise value.fresh()
+        is_stale = value is not MISSING and options.stale and results.is_stale(key)
+        if value is not MISSING and not is_stale:
             results.hits += 1
             return cast(_R, value)
-        results.misses += 1
-        epoch = results.epoch
-        value = self._function(*full_args, **kwargs)
-        check_result(value, self._function)
-        results.store(key, value, epoch)
-        return cast(_R, value)
+        call = SyncCall(self._function, results, key, full_args, kwargs)
+        if is_stale:
+            flights = results.thread_flights
+            refresh = Refresh(call, flights, options.single_flight, options.errors)
+            return cast(_R, refresh.serve(value, options.refresh))
+        if options.single_flight:
+            return cast(_R, results.thread_flights.answer(call))
+        return cast(_R, call.run())
 
     async def _answer_later(
         self,
-        results: _Results,
+        results: Results,
         args: tuple[Any, ...],
         full_args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
         """Return the kept result, or wait for the one run of the function for this key."""
-        key = self._make_key(results, args, full_args, kwargs)
-        value: Any = results.cache.get(key, _MISSING)
-        if value is not _MISSING:
-            results.hits += 1
-            return value
+        options = self._options
+        key = make_key(options, results.token, args, full_args, kwargs)
+        value: Any = results.cache.get(key, MISSING)
+        if value is not MISSING:
+            if type(value) is KeptError:
+                results.hits += 1
+                raise value.fresh()
+            if not (options.stale and results.is_stale(key)):
+                results.hits += 1
+                return value
         loop = asyncio.get_running_loop()
         flight = results.flights.find(loop, key)
+        if value is not MISSING:
+            results.hits += 1
+            if flight is None:
+                results.misses += 1
+                work = self._run(results, key, full_args, kwargs)
+                results.flights.refresh(loop, key, work, self._token.name, options.errors)
+            return value
         if flight is None:
             results.misses += 1
             work = self._run(results, key, full_args, kwargs)
-            flight = results.flights.start(loop, key, work, self._token.name)
+            flight = results.flights.start(loop, key, work, self._token.name, options.errors)
         else:
             results.hits += 1
         return await flight.wait()
 
     async def _run(
-        self, results: _Results, key: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, results: Results, key: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run the coroutine function and keep its result."""
         epoch = results.epoch
-        value = await cast(Awaitable[Any], self._function(*args, **kwargs))
+        try:
+            value = await cast(Awaitable[Any], self._function(*args, **kwargs))
+        except self._options.errors as error:
+            results.store_error(key, error, epoch)
+            raise
         results.store(key, value, epoch)
         return value
 
@@ -274,16 +202,17 @@ class CachedFunction(Generic[_P, _R]):
         """Return the given cache, or a new one."""
         if self._given is not None:
             return self._given
-        return Cache(self._maxsize, self._ttl, timer=self._timer)
+        options = self._options
+        return Cache(options.maxsize, options.ttl, timer=options.timer)
 
-    def _make_own(self) -> _Results:
+    def _make_own(self) -> Results:
         """Make the results of calls that are not method calls."""
         if self._own is None:
             token = self._token if self._given is not None else None
-            self._own = _Results(self._new_cache(), token)
+            self._own = Results(self._new_cache(), token, self._options)
         return self._own
 
-    def _find(self, instance: object) -> _Results | None:
+    def _find(self, instance: object) -> Results | None:
         """Return the results of an instance, if it has any."""
         results = self._instances.get(id(instance))
         # An identity may be used again if the reference's callback could not run.
@@ -291,13 +220,15 @@ class CachedFunction(Generic[_P, _R]):
             return None
         return results
 
-    def _results_of(self, instance: object) -> _Results:
+    def _results_of(self, instance: object) -> Results:
         """Return the results of an instance, made at its first call."""
         results = self._find(instance)
         if results is None:
             ref = instance_ref(instance, self._function, self._drop)
             token = Token(f"{self._token.name} of an instance", self._token)
-            results = _Results(self._new_cache(), token if self._given is not None else None)
+            results = Results(
+                self._new_cache(), token if self._given is not None else None, self._options
+            )
             results.ref = ref
             stale = self._instances.get(ref.ident)
             if stale is not None and stale.ref is not None and stale.ref() is instance:
@@ -313,7 +244,7 @@ class CachedFunction(Generic[_P, _R]):
             self._retired_hits += results.hits
             self._retired_misses += results.misses
 
-    def _all_results(self) -> list[_Results]:
+    def _all_results(self) -> list[Results]:
         """Return every store of results: the function's own and the living instances'."""
         every = list(self._instances.values())
         if self._own is not None:
@@ -325,7 +256,7 @@ class CachedFunction(Generic[_P, _R]):
         given = self._given
         if given is None:
             return
-        if self._key is not None:
+        if self._options.key is not None:
             given.clear()
             return
         given.delete_many(
@@ -348,7 +279,7 @@ class CachedFunction(Generic[_P, _R]):
         if self._given is not None:
             return CacheInfo(hits, misses, self._given.maxsize, len(self._given))
         currsize = sum(len(results.cache) for results in every)
-        return CacheInfo(hits, misses, self._maxsize, currsize)
+        return CacheInfo(hits, misses, self._options.maxsize, currsize)
 
     def cache_clear(self) -> None:
         """Remove every result of this function and set its counters to 0.
@@ -459,7 +390,7 @@ class CachedMethod(Generic[_P, _R]):
         if function._given is not None:
             return CacheInfo(hits, misses, function._given.maxsize, len(function._given))
         currsize = 0 if results is None else len(results.cache)
-        return CacheInfo(hits, misses, function._maxsize, currsize)
+        return CacheInfo(hits, misses, function._options.maxsize, currsize)
 
     def cache_clear(self) -> None:
         """Remove the results of this instance and set its counters to 0."""
@@ -518,6 +449,11 @@ def cached(
     typed: bool = False,
     cache: Cache[Any, Any] | None = None,
     timer: Callable[[], float] | None = None,
+    single_flight: bool = False,
+    stale: float | None = None,
+    refresh: Callable[[Callable[[], None]], object] | None = None,
+    cache_errors: type[Exception] | tuple[type[Exception], ...] | None = None,
+    error_ttl: float | EllipsisType | None = ...,
 ) -> CachedFunction[_P, _R]: ...
 @overload
 def cached(
@@ -528,6 +464,11 @@ def cached(
     typed: bool = False,
     cache: Cache[Any, Any] | None = None,
     timer: Callable[[], float] | None = None,
+    single_flight: bool = False,
+    stale: float | None = None,
+    refresh: Callable[[Callable[[], None]], object] | None = None,
+    cache_errors: type[Exception] | tuple[type[Exception], ...] | None = None,
+    error_ttl: float | EllipsisType | None = ...,
 ) -> _Decorator: ...
 def cached(
     maxsize: Any = ...,
@@ -537,12 +478,17 @@ def cached(
     typed: bool = False,
     cache: Cache[Any, Any] | None = None,
     timer: Callable[[], float] | None = None,
+    single_flight: bool = False,
+    stale: float | None = None,
+    refresh: Callable[[Callable[[], None]], object] | None = None,
+    cache_errors: type[Exception] | tuple[type[Exception], ...] | None = None,
+    error_ttl: float | EllipsisType | None = ...,
 ) -> Any:
     """Keep the results of a function, a method or a coroutine function.
 
     Use it bare (`@cached`: 128 results, no time to live) or with options. The decorated function
     has `cache_info()`, `cache_clear()`, `cache` (the `Cache` used) and `__wrapped__`. Exceptions
-    are never kept; a result of None is. A hit is O(1).
+    are not kept unless `cache_errors` says so; a result of None is. A hit is O(1).
 
     maxsize: the most results held, 128 unless given; the least useful ones are evicted.
     ttl: seconds that a result is kept (float); None, the default, never expires.
@@ -555,6 +501,25 @@ def cached(
         ttl and timer. Functions on one cache never collide, unless `key` makes them. A value
         heavier than its max_weight is returned without being kept.
     timer: the clock of the time to live: returns seconds as a float.
+    single_flight: whether threads that call a plain function with equal arguments at one time
+        share one run: the others wait for it. They get its result, or a copy of its Exception
+        with the original as `__cause__`; after KeyboardInterrupt and the like one of them runs
+        the function instead. A call that would wait for itself, by recursion or for a thread
+        that waits for this one, runs the function directly. A run that waits for a thread
+        which it started outside its context and which makes the same call hangs.
+    stale: seconds (float) after `ttl` for which a result is still served while one refresh runs;
+        `cache.ttl` is then the sum, and with a given cache entries live that much longer. A
+        coroutine function is refreshed in a task of the running loop. Of a plain function, the
+        caller that first meets the stale result refreshes it and gets the fresh one, unless
+        `refresh` is given. A refresh that fails leaves the stale result; its error goes to the
+        loop's exception handler or to `sys.unraisablehook`, and the next call tries again.
+    refresh: called as `refresh(job)` to have a refresh of a plain function made elsewhere, as
+        `executor.submit` does; `job` takes no arguments and may be dropped.
+    cache_errors: a subclass of Exception, or a tuple of them, that are kept as results are. Each
+        call raises a copy of its own, with no traceback, cause and context; what has no copy is
+        not kept. In the cache such an error is a `KeptError`. Not with a cache that has a
+        weigher.
+    error_ttl: seconds that an error is kept; as for results (`ttl`) unless given. Never stale.
 
     Methods: each instance has results of its own (at most maxsize each), is held weakly and by
     identity, and its results go when it dies. As in a WeakKeyDictionary, a result that itself
@@ -569,8 +534,11 @@ def cached(
     its own with the first caller's context. Cancelling a caller cancels nobody else; when all
     are cancelled the run still goes on and its result is kept (its error goes to the loop's
     exception handler). An error is raised in every waiting caller and not kept. A call that would
-    wait for itself raises RuntimeError. A hit does not switch tasks. Calls that joined a run
-    count as hits. Plain functions run once per concurrent caller, as in functools.
+    wait for itself raises RuntimeError. A hit does not switch tasks. Plain functions run once
+    per concurrent caller, as in functools, unless `single_flight` is true.
+
+    Hits count calls that were answered by a kept result, stale or not, or by the run of another
+    call; misses count runs of the function, refreshes included.
 
     Raises ValueError or TypeError for bad options, and TypeError for what cannot be decorated:
     no callable, a classmethod, a staticmethod, a generator function.
@@ -578,10 +546,22 @@ def cached(
     function = None
     if is_function_like(maxsize):
         function, maxsize = maxsize, ...
-    checked_maxsize, checked_ttl = check_options(maxsize, ttl, key, typed, cache, timer)
+    options = check_options(
+        maxsize,
+        ttl,
+        key,
+        typed,
+        cache,
+        timer,
+        single_flight,
+        stale,
+        refresh,
+        cache_errors,
+        error_ttl,
+    )
 
     def decorate(function: Callable[_P, _R], /) -> CachedFunction[_P, _R]:
         """Return `function` with its results kept."""
-        return CachedFunction(function, checked_maxsize, checked_ttl, key, typed, cache, timer)
+        return CachedFunction(function, options)
 
     return decorate if function is None else decorate(function)
