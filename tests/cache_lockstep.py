@@ -22,9 +22,27 @@ from unittest import mock
 from beastcore import RemovalCause
 from support import FakeClock, Twin
 
+
+class Slow:
+    """A key that only Python can compare; all have the hash of 7."""
+
+    def __init__(self, name: int) -> None:
+        self.name = name
+
+    def __hash__(self) -> int:
+        return 7
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Slow) and self.name == other.name
+
+    def __repr__(self) -> str:
+        return f"Slow({self.name})"
+
+
 M61 = 2**61 - 1
 KEYS: list[Any] = [0, 0.0, False, 1, True, 1.0, -1, -2, math.inf, None, M61, 2 * M61, 3 * M61]
 KEYS += ["", "a", "b", b"a", "\u20ac", (1, 2), 1 << 20, 2 << 20, 1 << 40, 2.5, frozenset({1}), 7]
+KEYS += [Slow(1), Slow(2), Slow(1), 7 + M61, (7,), ("a", 7 + M61), ("a", 7)]
 TTLS: list[Any] = [None, 0.01, 0.25, 1, 3.0, 60, 1000, 40_000, 900_000.0, math.inf]
 BAD_TTLS: list[Any] = [0, -1, math.nan, "1"]
 STEPS_OF_TIME = [0.0, 1 / 128, 1 / 64, 0.1, 0.25, 1, 1, 5, 100, 600, 40_000, 3e6, -0.25, -3]

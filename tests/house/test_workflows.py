@@ -43,7 +43,7 @@ def steps(workflow: dict) -> list[dict]:
 
 
 def test_the_workflows_are_there() -> None:
-    assert NAMES == ["bench.yml", "ci.yml", "wheels.yml"]
+    assert NAMES == ["bench.yml", "ci.yml", "sanitize.yml", "wheels.yml"]
 
 
 def test_schema(run: Run, root: Path) -> None:

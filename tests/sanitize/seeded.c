@@ -38,9 +38,9 @@ static PyObject *leak_reference(PyObject *self, PyObject *arg) {
 }
 
 static PyObject *release_too_often(PyObject *self, PyObject *arg) {
-    PyObject *list = PyList_New(0);
-    Py_DECREF(list);
-    Py_DECREF(list);
+    PyObject *set = PySet_New(NULL); /* lists, which are used again, would hide it */
+    Py_DECREF(set);
+    Py_DECREF(set);
     Py_RETURN_NONE;
 }
 
