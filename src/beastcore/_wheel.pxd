@@ -152,7 +152,7 @@ cdef inline int64_t wheel_block(Wheel* w) noexcept nogil:
     bits = w.blocks >> here
     if here:
         bits |= w.blocks << (BLOCKS - here)
-    turn = ((w.position >> TURN_BITS) + 1) << (TURN_BITS - BLOCK_BITS)
+    turn = ((w.position >> TURN_BITS) + 1) * (<int64_t>1 << (TURN_BITS - BLOCK_BITS))
     list_ = w.base + OVERFLOW + <uint32_t>((w.position >> TURN_BITS) & 1)
     if w.links[list_].next == list_:
         turn = <int64_t>1 << 50
@@ -175,12 +175,12 @@ cdef inline uint32_t wheel_seek(Wheel* w, int64_t second) noexcept nogil:
             break
         n = wheel_second(w, <uint32_t>(w.position & (SECONDS - 1)))
         if n < SECONDS:
-            w.position = min(second, (block << BLOCK_BITS) + n)
+            w.position = min(second, block * (<int64_t>1 << BLOCK_BITS) + n)
             if w.position == second:
                 break
             return w.base + n
         block = wheel_block(w)
-        w.position = min(second, block << BLOCK_BITS)
+        w.position = min(second, block * (<int64_t>1 << BLOCK_BITS))
     w.behind = False
     return 0
 
@@ -224,7 +224,7 @@ cdef inline int64_t wheel_time(Wheel* w, uint32_t number) noexcept nogil:
         return w.position + ((<int64_t>number - w.position) & (SECONDS - 1))
     if number < OVERFLOW:
         block += (<int64_t>(number - COARSE) - block) & (BLOCKS - 1)
-        return block << BLOCK_BITS
+        return block * (<int64_t>1 << BLOCK_BITS)
     if number - OVERFLOW == <uint32_t>(turn & 1):
-        return (turn + 1) << TURN_BITS
+        return (turn + 1) * (<int64_t>1 << TURN_BITS)
     return w.position
