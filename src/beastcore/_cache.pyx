@@ -101,6 +101,7 @@ from beastcore._policy cimport (
     Link,
     adaptive_bytes,
     adaptive_fit,
+    adaptive_follow,
     adaptive_ratios,
     adaptive_request,
     adaptive_start,
@@ -701,6 +702,7 @@ cdef class Cache:
         self.sample_mask = fresh.sample_mask
         self.adaptive_room = room
         self.policy_state.sketch = &fresh.sketch
+        self.policy_state.alike = 0
         policy_share(&self.policy_state, self.policy_state.limit // 100)
         return 0
 
@@ -1923,7 +1925,7 @@ cdef class Cache:
         """
         cdef double chosen = policy[0], asked = policy[1], share, score, scale = 1.0
         cdef Adaptive* a = self.adaptive
-        cdef double most = 10.0 * <double>(a.epoch_length // a.sample_step)
+        cdef double most = 100.0 * <double>(a.epoch_length // a.sample_step)
         cdef uint32_t i, best = SHADOWS
         cdef tuple shadows = policy[2]
         if len(shadows) != SHADOWS:
@@ -1944,8 +1946,7 @@ cdef class Cache:
             a.shadows[i].hits = 0
         a.asked = asked * scale
         a.epoch = 0
-        a.best = best
-        policy_share(&self.policy_state, <uint64_t>(chosen * <double>self.policy_state.limit))
+        adaptive_follow(a, &self.policy_state, best)
         return 0
 
     cdef double seconds_left(self, uint32_t s, double now_s) noexcept:

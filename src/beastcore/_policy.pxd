@@ -8,12 +8,25 @@ no further behind. The rest is "adaptive":
 Lazy W-TinyLFU: entries live in three queues: a window FIFO for newcomers, a probation FIFO and a
 protected CLOCK. A hit only marks its entry and counts up in the entry itself; queues move when
 something enters or leaves. A newcomer that falls out of the window must have been used more often
-than the main queues' next victim to take its place. How large the window is follows from five
-shadow caches of sampled keys that try fixed shares.
+than the main queues' next victim to take its place. How large the window is, and from which count
+on more use no longer counts, follow from five shadow caches of sampled keys that try fixed rules:
+
+    share of the window   counts are alike from   a tie
+    0.01                  -                       loses     use counts most: loops, stable hot sets
+    0.10                  3                       wins, if the newcomer was used before
+    0.35                  -                       loses
+    0.40                  2                       wins, if used before: whatever returned comes in
+    1.00                                                    all is window: use of late alone
+
+The rule that would have had the most hits of late serves the cache; another replaces it if it
+leads by 1.5 %. Rules are compared eight times while as many requests come as the cache has entries
+and older hits fade by 1 % each time: soon right after a start, steady later on.
 
 Sources: TinyLFU (Einziger, Friedman, Manes, ACM ToS 2017) for admission by estimated frequency;
 its adaptive window (Einziger et al., Middleware 2018), here by shadow caches instead of climbing;
-CLOCK marks on the way to eviction after S3-FIFO (Yang et al., SOSP 2023).
+CLOCK marks on the way to eviction after S3-FIFO (Yang et al., SOSP 2023), whose ghost queue, like
+that of 2Q (Johnson, Shasha, VLDB 1994), lets in what returns: "counts are alike from 2" does so by
+the sketch; choosing among rules by shadows after mini-simulations (Waldspurger et al., ATC 2017).
 
 The functions work on any array of records that hold a `Meta`; nothing here allocates, fails or
 runs Python code.
@@ -49,8 +62,9 @@ cdef enum:
     CHANCE = 128
     SHADOWS = 5
     SHADOW_MOST = 2047      # entries of one shadow of a large cache
-    SHADOW_LEAST = 32
-    AGING = 14              # counts are halved after so many requests for each entry
+    SHADOW_LEAST = 128
+    SHADOW_SHIFT = 5        # of the keys of a large cache at most one in 32 is sampled
+    AGING = 20              # counts are halved after so many requests for each entry
     DEFER = 10_000          # smaller caches feed their shadows from the start
 
 
@@ -87,6 +101,7 @@ cdef struct Policy:
     uint64_t random
     uint32_t slack          # of "lru"; BY_SIZE: an eighth of the entries held
     uint32_t moves          # to the newest end, of "lru"
+    uint32_t alike          # counts from here on are alike, and ties win; 0: none are, ties lose
     bint counts             # whether entries carry their own counts (a shadow's do not)
 
 
@@ -401,7 +416,7 @@ cdef inline uint32_t policy_evict(Policy* p) noexcept nogil:
     that it displaces; frequencies are compared per weight, so that one heavy newcomer does not
     push out many light entries.
     """
-    cdef uint32_t candidate, victim, of_candidate
+    cdef uint32_t candidate, victim, of_candidate, of_victim, alike = p.alike
     cdef uint64_t gain, loss
     policy_adjust(p)
     if p.weight[WINDOW] <= p.window_target:
@@ -412,11 +427,16 @@ cdef inline uint32_t policy_evict(Policy* p) noexcept nogil:
     if victim == 0:
         return candidate
     of_candidate = policy_estimate(p, candidate)
-    gain = <uint64_t>of_candidate * bulk(meta(p, victim).weight)
-    loss = <uint64_t>policy_estimate(p, victim) * bulk(meta(p, candidate).weight)
-    if gain <= loss and not (of_candidate >= WARM and policy_random(p) % CHANCE == 0):
-        return candidate
-    return victim
+    of_victim = policy_estimate(p, victim)
+    gain = <uint64_t>(min(of_candidate, alike) if alike else of_candidate)
+    loss = <uint64_t>(min(of_victim, alike) if alike else of_victim)
+    gain *= bulk(meta(p, victim).weight)
+    loss *= bulk(meta(p, candidate).weight)
+    if gain > loss or (gain == loss and alike and of_candidate >= 2):
+        return victim
+    if of_candidate >= WARM and policy_random(p) % CHANCE == 0:
+        return victim
+    return candidate
 
 
 # -- shadows: caches of sampled keys that try shares of the window ---------------------------------
@@ -430,7 +450,7 @@ cdef inline uint64_t sketch_words(uint64_t size) noexcept nogil:
 
 cdef inline uint32_t shadow_shift(uint64_t size) noexcept nogil:
     """Return the power of two by which a shadow is smaller than a cache of `size` entries."""
-    cdef uint32_t shift = 2
+    cdef uint32_t shift = SHADOW_SHIFT
     while size >> shift > SHADOW_MOST:
         shift += 1
     while shift > 0 and size >> shift < SHADOW_LEAST:
@@ -470,7 +490,7 @@ cdef inline void adaptive_start(Adaptive* a, uint64_t size, uint64_t seed) noexc
     shares[0] = 0.01
     shares[1] = 0.10
     shares[2] = 0.35
-    shares[3] = 0.70
+    shares[3] = 0.40
     shares[4] = 1.0
     sketch_start(&a.sketch, <uint64_t*>room, size)
     room += 8 * sketch_words(size)
@@ -496,10 +516,11 @@ cdef inline void adaptive_start(Adaptive* a, uint64_t size, uint64_t seed) noexc
         h.policy.limit = capacity
         h.policy.random = seed * 31 + i + 1
         h.policy.counts = False
+        h.policy.alike = 3 if i == 1 else 2 if i == 3 else 0
         policy_share(&h.policy, <uint64_t>(h.share * <double>capacity))
     a.sample_mask = 0 if shift == 0 else ((<uint32_t>1 << shift) - 1) << (32 - shift)
     a.sample_step = <uint32_t>1 << shift
-    a.epoch_length = max(<uint64_t>1000, size)
+    a.epoch_length = max(<uint64_t>125, size // 8)
 
 
 cdef inline void shadow_request(Shadow* h, uint32_t hash) noexcept nogil:
@@ -550,6 +571,13 @@ cdef inline void shadow_request(Shadow* h, uint32_t hash) noexcept nogil:
     h.size -= 1
 
 
+cdef inline void adaptive_follow(Adaptive* a, Policy* p, uint32_t best) noexcept nogil:
+    """Let the policy do as one of the shadows does."""
+    a.best = best
+    p.alike = a.shadows[best].policy.alike
+    policy_share(p, <uint64_t>(a.shadows[best].share * <double>p.limit))
+
+
 cdef inline bint is_sampled(uint32_t sample_mask, uint32_t hash) noexcept nogil:
     return (hash * <uint32_t>0x85EBCA6B) & sample_mask == 0
 
@@ -570,17 +598,16 @@ cdef inline void adaptive_request(Adaptive* a, Policy* p, uint32_t hash, bint ro
     a.epoch += a.sample_step
     if a.epoch < a.epoch_length:
         return
-    a.asked = 0.9 * a.asked + <double>(a.epoch // a.sample_step)
+    a.asked = 0.99 * a.asked + <double>(a.epoch // a.sample_step)
     a.epoch = 0
     for i in range(SHADOWS):
         h = &a.shadows[i]
-        h.score = 0.9 * h.score + <double>h.hits
+        h.score = 0.99 * h.score + <double>h.hits
         h.hits = 0
         if h.score > a.shadows[best].score:
             best = i
-    if best != a.best and a.shadows[best].score > 1.01 * a.shadows[a.best].score:
-        a.best = best
-        policy_share(p, <uint64_t>(a.shadows[best].share * <double>p.limit))
+    if best != a.best and a.shadows[best].score > 1.015 * a.shadows[a.best].score:
+        adaptive_follow(a, p, best)
 
 
 cdef inline void adaptive_fit(Adaptive* a, Policy* p, uint64_t limit) noexcept nogil:

@@ -72,7 +72,7 @@ class CacheStats(NamedTuple):
     weigher: in weight). None for "lru", and until there has been something to decide."""
     shadows: tuple[tuple[float, float], ...]
     """(share, hit ratio) of each shadow cache of "adaptive": the share of the window, from 0 to 1,
-    that it tries, and what that share would have given of late, from 0 to 1, estimated from a
+    that it tries, and what its rule would have given of late, from 0 to 1, estimated from a
     sample of the keys. Empty for "lru", and before the first sampled request."""
 
     @property

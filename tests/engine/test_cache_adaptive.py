@@ -259,3 +259,24 @@ def test_the_policy_goes_on_after_clear_and_resize(engine: Twin) -> None:
         cache.clear()
         cache._check()
         assert cache.items() == []
+
+
+def test_the_window_is_always_that_of_a_shadow(engine: Twin) -> None:
+    """Phases that different rules of the shadows serve best: the window is always one of theirs."""
+    cache = make(engine, 200)
+    play(cache, list(range(300)))
+    shares = [share for share, _ in cache.stats().shadows]
+    assert len(set(shares)) == len(shares) == 5
+    rng = random.Random(4)
+    seen = set()
+    for phase in range(12):
+        base = 1000 * phase * (phase % 3 != 0)
+        for step in range(2000):
+            key = int(900 * rng.random() ** 2)
+            if phase % 3 == 1:  # most keys come twice, not far apart
+                key = 10**6 * (phase + 1) + step // 2 + 60 * (step % 2)
+            play(cache, [base + key])
+            seen.add(cache.stats().window)
+        cache._check()
+    assert seen <= {int(share * 200.0) for share in shares} | {2}
+    assert len(seen) >= 2

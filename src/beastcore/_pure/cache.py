@@ -1134,6 +1134,7 @@ class Cache(Generic[K, V]):
         queues = self._queues
         self._adaptive = Adaptive(entries, self._salt, queues.age)
         queues.sketch = self._adaptive.sketch
+        queues.alike = 0
         queues.share(queues.limit // 100)
 
     def _next_out(self) -> _Entry | None:

@@ -3,12 +3,9 @@
 Lazy W-TinyLFU: records live in three queues: a window FIFO for newcomers, a probation FIFO and a
 protected CLOCK. A hit only marks its record and counts up in it; queues move when something
 enters or leaves. A newcomer that falls out of the window must have been used more often than the
-main queues' next victim to take its place. How large the window is follows from five shadow
-caches of sampled keys that try fixed shares.
-
-Sources: TinyLFU (Einziger, Friedman, Manes, ACM ToS 2017) for admission by estimated frequency;
-its adaptive window (Einziger et al., Middleware 2018), here by shadow caches instead of climbing;
-CLOCK marks on the way to eviction after S3-FIFO (Yang et al., SOSP 2023).
+main queues' next victim to take its place. How large the window is, and from which count on more
+use no longer counts, follow from five shadow caches of sampled keys that try fixed rules; the
+rules, their reasons and the sources are in _policy.pxd.
 
 Integers wrap where the compiled twin's do (32 and 64 bits) and scores are doubles, so that both
 decide alike from the same salt.
@@ -37,9 +34,10 @@ _M32, _M64 = 2**32 - 1, 2**64 - 1
 _MOST = 15  # of a four-bit counter
 _WINDOW_TURNS, _VICTIM_TURNS, _DEMOTE_TURNS, _MOVES = 64, 64, 128, 16
 _WARM, _CHANCE = 6, 128
-_SHARES = (0.01, 0.10, 0.35, 0.70, 1.0)
-_SHADOW_MOST, _SHADOW_LEAST = 2047, 32
-_AGING = 14
+_RULES = ((0.01, 0), (0.10, 3), (0.35, 0), (0.40, 2), (1.0, 0))
+"""What the shadows try: the share of the window, and `Queues.alike`."""
+_SHADOW_MOST, _SHADOW_LEAST, _SHADOW_SHIFT = 2047, 128, 5
+_AGING = 20
 
 
 def mix(hashed: int, salt: int) -> int:
@@ -131,7 +129,7 @@ class Queues(Generic[R]):
     """
 
     __slots__ = (
-        *("_protected_target", "_random", "limit", "moves", "queues", "sketch"),
+        *("_protected_target", "_random", "alike", "limit", "moves", "queues", "sketch"),
         *("weight", "window_target"),
     )
 
@@ -143,6 +141,8 @@ class Queues(Generic[R]):
         self.limit = self.window_target = limit
         self._protected_target = 0
         self._random = seed
+        self.alike = 0
+        """Counts from here on are alike, and ties win; 0: none are, and ties lose."""
         self.moves = 0
 
     def share(self, window: int) -> None:
@@ -352,10 +352,14 @@ class Queues(Generic[R]):
         else:
             of_candidate = self.sketch.estimate(candidate.mixed)
             of_victim = self.sketch.estimate(victim.mixed)
-        gain, loss = of_candidate * (victim.weight or 1), of_victim * (candidate.weight or 1)
-        if gain <= loss and not (of_candidate >= _WARM and self._chance() % _CHANCE == 0):
-            return candidate
-        return victim
+        alike = self.alike
+        gain = (min(of_candidate, alike) if alike else of_candidate) * (victim.weight or 1)
+        loss = (min(of_victim, alike) if alike else of_victim) * (candidate.weight or 1)
+        if gain > loss or (gain == loss and alike and of_candidate >= 2):
+            return victim
+        if of_candidate >= _WARM and self._chance() % _CHANCE == 0:
+            return victim
+        return candidate
 
     def _chance(self) -> int:
         """Return 32 random bits (xorshift of Marsaglia)."""
@@ -368,15 +372,17 @@ class Queues(Generic[R]):
 
 
 class Shadow:
-    """A cache of sampled keys, without values, that tries one share of the window."""
+    """A cache of sampled keys, without values, that tries one rule."""
 
-    __slots__ = ("_capacity", "_queues", "_records", "hits", "score", "share")
+    __slots__ = ("_capacity", "_queues", "_records", "alike", "hits", "score", "share")
 
-    def __init__(self, capacity: int, share: float, sketch: Sketch, seed: int) -> None:
+    def __init__(self, capacity: int, rule: tuple[float, int], sketch: Sketch, seed: int) -> None:
+        share, alike = rule
         self._capacity = capacity
         self._records: dict[int, Record] = {}
         self._queues: Queues[Record] = Queues(capacity, seed)
         self._queues.sketch = sketch
+        self._queues.alike = self.alike = alike
         self._queues.share(int(share * float(capacity)))
         self.share = share
         self.hits = 0
@@ -410,7 +416,7 @@ class Adaptive:
     )
 
     def __init__(self, entries: int, salt: int, age: int) -> None:
-        shift = 2
+        shift = _SHADOW_SHIFT
         while entries >> shift > _SHADOW_MOST:
             shift += 1
         while shift > 0 and entries >> shift < _SHADOW_LEAST:
@@ -423,7 +429,7 @@ class Adaptive:
         self._capacity = max(1, entries >> shift)
         self._salt = salt
         self._epoch = 0
-        self._epoch_length = max(1000, entries)
+        self._epoch_length = max(125, entries // 8)
         self._asked = 0.0
         self._best = 0
         self._busy = False
@@ -433,8 +439,8 @@ class Adaptive:
         """Make empty shadows."""
         self._shadow_sketch = Sketch(self._capacity)
         self._shadows = [
-            Shadow(self._capacity, share, self._shadow_sketch, (self._salt * 31 + i + 1) & _M64)
-            for i, share in enumerate(_SHARES)
+            Shadow(self._capacity, rule, self._shadow_sketch, (self._salt * 31 + i + 1) & _M64)
+            for i, rule in enumerate(_RULES)
         ]
         self._whole = True
 
@@ -442,7 +448,7 @@ class Adaptive:
     def size(self) -> int:
         """Number of words and of shadows' records, to estimate the memory taken."""
         words = len(self.sketch.words) + len(self._shadow_sketch.words)
-        return words + len(_SHARES) * self._capacity
+        return words + len(_RULES) * self._capacity
 
     def ratios(self) -> tuple[tuple[float, float], ...]:
         """Return each shadow's share of the window and hit ratio; () before the first request."""
@@ -455,7 +461,7 @@ class Adaptive:
         """Follow the weight that a full cache holds, which its number of entries may bound."""
         if queues.limit != limit:
             queues.limit = limit
-            queues.share(int(_SHARES[self._best] * float(limit)))
+            queues.share(int(_RULES[self._best][0] * float(limit)))
 
     def request(self, queues: Queues[R], mixed: int, *, rose: bool) -> None:
         """Count a sampled request for all that it stands for; after an epoch choose anew.
@@ -483,18 +489,23 @@ class Adaptive:
             self._busy = False
 
     def _choose(self, queues: Queues[R]) -> None:
-        """Take the share that served best, if it leads by more than 1 %."""
+        """Take the rule that served best, if it leads by more than 1.5 %."""
         shadows, best = self._shadows, 0
-        self._asked = 0.9 * self._asked + float(self._epoch // self.sample_step)
+        self._asked = 0.99 * self._asked + float(self._epoch // self.sample_step)
         self._epoch = 0
         for i, shadow in enumerate(shadows):
-            shadow.score = 0.9 * shadow.score + float(shadow.hits)
+            shadow.score = 0.99 * shadow.score + float(shadow.hits)
             shadow.hits = 0
             if shadow.score > shadows[best].score:
                 best = i
-        if best != self._best and shadows[best].score > 1.01 * shadows[self._best].score:
-            self._best = best
-            queues.share(int(shadows[best].share * float(queues.limit)))
+        if best != self._best and shadows[best].score > 1.015 * shadows[self._best].score:
+            self._follow(queues, best)
+
+    def _follow(self, queues: Queues[R], best: int) -> None:
+        """Let the queues do as one of the shadows does."""
+        self._best = best
+        queues.alike = self._shadows[best].alike
+        queues.share(int(self._shadows[best].share * float(queues.limit)))
 
     def learnt(self) -> PolicyState:
         """Return what a dump of the cache carries on."""
@@ -511,15 +522,14 @@ class Adaptive:
         shares = [share for share, _ in scores]
         if shares != [shadow.share for shadow in self._shadows] or chosen not in shares:
             return
-        most = 10.0 * float(self._epoch_length // self.sample_step)
+        most = 100.0 * float(self._epoch_length // self.sample_step)
         scale = most / asked if asked > most else 1.0
         for shadow, (_, score) in zip(self._shadows, scores, strict=True):
             shadow.score = score * scale
             shadow.hits = 0
         self._asked = asked * scale
         self._epoch = 0
-        self._best = shares.index(chosen)
-        queues.share(int(chosen * float(queues.limit)))
+        self._follow(queues, shares.index(chosen))
 
 
 def sampled(adaptive: Adaptive, mixed: int) -> bool:
