@@ -714,7 +714,7 @@ cdef class Call:
         """Return the kept result or MISSING, and note whether it is stale."""
         return self.results.find_aged(key, &self.is_stale)
 
-    cdef object invoke(self):
+    cdef object begin(self):
         """Call the function; return its result or, of a coroutine function, what to await."""
         return invoke(self.function.function, self.instance_pointer(), items(self.args),
                       self.nargs, self.names)
@@ -745,7 +745,7 @@ cdef class Call:
         cdef unsigned long long epoch = results.epoch
         results.misses += 1
         try:
-            value = self.invoke()
+            value = self.begin()
         except results.options.errors as error:
             results.store_error(self.key, error, epoch)
             raise
@@ -790,7 +790,7 @@ async def run_and_keep(Call call not None, key):
     cdef Results results = call.results
     cdef unsigned long long epoch = results.epoch
     try:
-        value = await call.invoke()
+        value = await call.begin()
     except results.options.errors as error:
         results.store_error(key, error, epoch)
         raise

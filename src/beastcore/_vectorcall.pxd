@@ -74,7 +74,7 @@ cdef inline Py_ssize_t put_item(tuple values, Py_ssize_t i, PyObject* item) noex
 
 
 cdef inline object invoke(object function, PyObject* instance, PyObject** args, size_t nargsf,
-                   object kwnames):
+                          object kwnames):
     """Call `function` with the arguments, the instance (if not NULL) in front."""
     cdef PyObject* names = NULL if kwnames is None else <PyObject*>kwnames
     cdef PyObject* spared
