@@ -56,6 +56,7 @@ cdef class Cache:
     # counters off the hot path
     cdef uint64_t sets, evictions, expirations, removals, rejections
     cdef object on_removal
+    cdef bint is_plain          # no timer, no weigher, no listener
     cdef str policy_
 
     # C doors for the other modules of the engine
@@ -80,24 +81,31 @@ cdef class Cache:
     cdef uint32_t read_clock(self, double* now_s) except 0xFFFFFFFF
     cdef void next_tick(self, int64_t ns) noexcept
     cdef void rebase(self, double now_s, double* shifted) noexcept
+    cdef inline uint32_t plain_tick(self) noexcept
+    cdef inline uint32_t span_of(self, double ttl) noexcept
     cdef int deadline(self, double now_s, double ttl, uint32_t* tick) except -1
     cdef int parse_ttl(self, object ttl, double* seconds) except -1
     cdef uint32_t weigh(self, object key, object value) except? 0xFFFFFFFF
+    cdef int assign(self, object key, uint32_t mixed, object value, bint has_ttl,
+                    double ttl) except -1
     cdef int put(self, object key, uint32_t mixed, object value, bint has_ttl, double ttl,
                  uint32_t weight, Batch* batch) except -1
     cdef int rebuild(self, uint32_t capacity) except -1
     cdef inline void promote(self, uint32_t s) noexcept
     cdef void sample(self, uint32_t mixed, bint rose) noexcept
+    cdef inline bint has_room(self) noexcept
     cdef bint is_over(self) noexcept
     cdef uint32_t next_out(self) noexcept
     cdef int adapt(self, uint64_t entries) except -1
     cdef uint32_t walk(self, uint32_t s) noexcept
-    cdef PyObject* replace(self, uint32_t s, object value, bint has_ttl, double now_s, double ttl,
+    cdef int settle(self, uint32_t s, object key, uint32_t mixed, object value, bint has_ttl,
+                    uint32_t expiry, uint32_t tick, uint32_t weight, Batch* batch) except -1
+    cdef PyObject* replace(self, uint32_t s, object value, bint has_ttl, uint32_t expiry,
                            uint32_t weight) noexcept
-    cdef uint32_t insert(self, object key, uint32_t mixed, object value, bint has_ttl, double now_s,
-                         double ttl, uint32_t weight) noexcept
-    cdef inline void fill_slot(self, uint32_t s, object value, bint has_ttl, double now_s,
-                               double ttl, uint32_t weight) noexcept
+    cdef uint32_t insert(self, object key, uint32_t mixed, object value, bint has_ttl,
+                         uint32_t expiry, uint32_t weight) noexcept
+    cdef inline void fill_slot(self, uint32_t s, object value, bint has_ttl, uint32_t expiry,
+                               uint32_t weight) noexcept
     cdef inline void foresee(self, uint32_t queue) noexcept
     cdef Py_ssize_t leaving(self, uint32_t s, uint32_t weight) noexcept
     cdef bint must_adapt(self, uint32_t weight) noexcept

@@ -151,6 +151,8 @@ from beastcore._table cimport (
     Slot,
     index_add,
     index_drop,
+    index_fits,
+    index_guess,
     index_home,
     index_place,
     index_shape,
@@ -323,6 +325,7 @@ cdef class Cache:
         self.timer_ = timer
         self.base_s = base
         self.on_removal = on_removal
+        self.is_plain = timer is None and weigher is None and on_removal is None
 
     def __dealloc__(self):
         self.free_memory()
@@ -335,12 +338,8 @@ cdef class Cache:
         By the built-in clock the seconds are those of the tick's begin.
         """
         cdef double now
-        cdef int64_t ns
         if self.timer_ is None:
-            ns = clock_coarse_ns()
-            if not self.tick_begin <= ns < self.tick_end:
-                self.next_tick(ns)
-            now_s[0] = <double>self.tick / TICKS
+            now_s[0] = <double>self.plain_tick() / TICKS
             return self.tick
         now = seconds_of(self.timer_()) - self.base_s
         if not now > 0.0:
@@ -379,15 +378,26 @@ cdef class Cache:
         self.base_s += whole
         shifted[0] = now_s - whole
 
+    cdef inline uint32_t plain_tick(self) noexcept:
+        """Return the tick by the built-in clock."""
+        cdef int64_t ns = clock_coarse_ns()
+        if not self.tick_begin <= ns < self.tick_end:
+            self.next_tick(ns)
+        return self.tick
+
+    cdef inline uint32_t span_of(self, double ttl) noexcept:
+        """Return after how many ticks an entry expires that is stored now, by the built-in clock.
+
+        The tick may be nearly over, and the clock behind.
+        """
+        return ticks_of(ttl + (1.0 / TICKS + <double>COARSE_SLACK_NS * 1e-9))
+
     cdef int deadline(self, double now_s, double ttl, uint32_t* tick) except -1:
         """Set the first tick at which an entry stored now with `ttl` is expired."""
-        cdef double end
-        if self.timer_ is None:  # the tick may be nearly over, and the clock behind
-            now_s += 1.0 / TICKS + <double>COARSE_SLACK_NS * 1e-9
-        end = (now_s + ttl) * TICKS
-        tick[0] = <uint32_t>end
-        if <double>tick[0] < end:  # math.ceil is a call into another library
-            tick[0] += 1
+        if self.timer_ is None:
+            tick[0] = <uint32_t>(now_s * TICKS) + self.span_of(ttl)
+        else:
+            tick[0] = ticks_of(now_s + ttl)
         return 0
 
     cdef int parse_ttl(self, object ttl, double* seconds) except -1:
@@ -415,9 +425,9 @@ cdef class Cache:
         """Return the slot of `key`, expired or not, or 0. No Python code runs after the answer."""
         cdef Index* x = &self.index
         cdef uint32_t place = index_home(x, mixed)
-        cdef uint32_t word = x.words[place]
-        # Mostly the first word looked at is that of this very object.
-        if ((word ^ (mixed << x.tag_shift)) >> x.tag_shift == 0
+        cdef uint32_t word = index_guess(x, mixed, place)
+        # Mostly it is that of this very object.
+        if (index_fits(x, word, mixed)
                 and self.slots[word & x.slot_mask].key == <PyObject*>key):
             return word & x.slot_mask
         return self.probe(key, mixed, place)
@@ -675,6 +685,10 @@ cdef class Cache:
             s = self.links[WINDOW if s == PROBATION else PROTECTED].prev
         return s
 
+    cdef inline bint has_room(self) noexcept:
+        """Whether there is a slot for one more."""
+        return self.free != 0 or self.high < self.capacity + FIRST_SLOT - 1
+
     cdef bint is_over(self) noexcept:
         """Whether something must leave."""
         return self.size > self.maxsize_ or (
@@ -717,7 +731,7 @@ cdef class Cache:
         if wheel.links != NULL:
             wheel.base = capacity + FIRST_SLOT
             wheel.links = <Link*>PyMem_Malloc((<size_t>wheel.base + LISTS) * sizeof(Link))
-        index.words = <uint32_t*>PyMem_Calloc(index.size, sizeof(uint32_t))
+        index.words = <uint32_t*>PyMem_Calloc(<size_t>index.size + 1, sizeof(uint32_t))
         if (
             slots == NULL or links == NULL or index.words == NULL
             or (wheel.links == NULL and self.wheel.links != NULL)
@@ -898,6 +912,44 @@ cdef class Cache:
             )
         return <uint32_t>weight
 
+    cdef int assign(self, object key, uint32_t mixed, object value, bint has_ttl,
+                    double ttl) except -1:
+        """Store one entry: the short way where nobody is to be asked or told and it is clear."""
+        cdef uint32_t s, victim, tick = 0, expiry = 0
+        cdef PyObject* old
+        cdef Gone gone
+        if not self.is_plain:
+            self.put(key, mixed, value, has_ttl, ttl, self.weigh(key, value), NULL)
+            return 0
+        s = self.find(key, mixed)
+        # From here to the releases no Python code runs.
+        if has_ttl or self.n_ttl:
+            tick = self.plain_tick()
+            if has_ttl:
+                expiry = tick + self.span_of(ttl)
+            if self.wheel.links == NULL or wheel_waits(&self.wheel, tick >> TICK_BITS):
+                return self.settle(s, key, mixed, value, has_ttl, expiry, tick, 1, NULL)
+        if self.adaptive == NULL and self.is_adaptive:
+            return self.settle(s, key, mixed, value, has_ttl, expiry, tick, 1, NULL)
+        if s != 0 and self.cause_of(s, tick) == SIZE:
+            old = self.replace(s, value, has_ttl, expiry, 1)
+            Py_XDECREF(old)
+            return 0
+        if s != 0 or self.size < self.maxsize_ or not self.has_room():
+            return self.settle(s, key, mixed, value, has_ttl, expiry, tick, 1, NULL)
+        s = self.insert(key, mixed, value, has_ttl, expiry, 1)
+        victim = self.next_out()
+        self.rejections += victim == s
+        self.take(victim, self.cause_of(victim, tick), &gone)
+        if self.is_adaptive:
+            policy_overflow(&self.policy_state)
+        if self.capacity >= ROOMY:
+            self.foresee(WINDOW)
+            self.foresee(PROBATION)
+        Py_XDECREF(gone.key)
+        Py_XDECREF(gone.value)
+        return 0
+
     cdef int put(self, object key, uint32_t mixed, object value, bint has_ttl, double ttl,
                  uint32_t weight, Batch* batch) except -1:
         """Store an entry and let leave what must.
@@ -905,19 +957,27 @@ cdef class Cache:
         With a `batch`, its time counts, and what leaves is handed to it instead of released; the
         slot that is returned is then still that of the entry, or 0 for one turned away.
         """
+        cdef double now_s = 0.0
+        cdef uint32_t tick = 0, expiry = 0
+        cdef uint32_t s = self.find_at(key, mixed, has_ttl, &now_s, &tick, batch)
+        if has_ttl:
+            self.deadline(now_s, ttl, &expiry)
+        return self.settle(s, key, mixed, value, has_ttl, expiry, tick, weight, batch)
+
+    cdef int settle(self, uint32_t s, object key, uint32_t mixed, object value, bint has_ttl,
+                    uint32_t expiry, uint32_t tick, uint32_t weight, Batch* batch) except -1:
+        """Go on with `put` once slot `s` has been found to hold `key`, or 0 that none does."""
         cdef Gone on_stack[ON_STACK]
         cdef Batch alone
         cdef Batch* out = batch
         cdef PyObject* old
-        cdef double now_s = 0.0
-        cdef uint32_t tick = 0, s, victim
+        cdef uint32_t victim
         cdef uint64_t steps = WHEEL_STEPS
         cdef bint replaces, waits
-        s = self.find_at(key, mixed, has_ttl, &now_s, &tick, batch)
         # From here to `release` no Python code runs. First what can fail: memory.
         if has_ttl and self.wheel.links == NULL:
             self.start_wheel(tick)
-        if s == 0 and self.free == 0 and self.high == self.capacity + FIRST_SLOT - 1:
+        if s == 0 and not self.has_room():
             self.rebuild(min(self.maxsize_ + 1, 2 * self.capacity))
         if self.is_adaptive and self.adaptive == NULL and self.must_adapt(weight):
             self.adapt(self.entries_expected())
@@ -925,11 +985,6 @@ cdef class Cache:
         waits = (has_ttl or self.n_ttl) and not self.releasing
         waits = waits and wheel_waits(&self.wheel, tick >> TICK_BITS)
         replaces = s != 0 and self.cause_of(s, tick) == SIZE
-        if (replaces and batch == NULL and not waits
-                and self.on_removal is None and self.weigher is None):
-            old = self.replace(s, value, has_ttl, now_s, ttl, weight)
-            Py_XDECREF(old)
-            return 0
         if batch == NULL:
             out = &alone
             alone.gone = on_stack
@@ -943,14 +998,14 @@ cdef class Cache:
                 s = 0
         if replaces:  # the wheel does not take what has not expired
             Py_INCREF(<object>self.slots[s].key)  # the key stored first stays, as in dict
-            old = self.replace(s, value, has_ttl, now_s, ttl, weight)
+            old = self.replace(s, value, has_ttl, expiry, weight)
             out.gone[out.n] = Gone(self.slots[s].key, old, REPLACED)
             out.n += 1
         else:
             if s != 0:
                 self.take(s, EXPIRED, &out.gone[out.n])
                 out.n += 1
-            s = self.insert(key, mixed, value, has_ttl, now_s, ttl, weight)
+            s = self.insert(key, mixed, value, has_ttl, expiry, weight)
         if self.weigher is not None and self.adaptive != NULL and self.is_over():
             adaptive_fit(self.adaptive, &self.policy_state, self.weight_when_full())
         while self.is_over():
@@ -997,7 +1052,7 @@ cdef class Cache:
         prefetch(&self.slots[s])
         prefetch(&self.links[s])
 
-    cdef PyObject* replace(self, uint32_t s, object value, bint has_ttl, double now_s, double ttl,
+    cdef PyObject* replace(self, uint32_t s, object value, bint has_ttl, uint32_t expiry,
                            uint32_t weight) noexcept:
         """Give a live entry another value; return the old one, which is the caller's."""
         cdef Slot* slot = &self.slots[s]
@@ -1009,12 +1064,12 @@ cdef class Cache:
             self.policy_state.weight[queue] += bulk(weight)
             self.weight_ -= slot.weight
             self.weight_ += weight
-        self.fill_slot(s, value, has_ttl, now_s, ttl, weight)
+        self.fill_slot(s, value, has_ttl, expiry, weight)
         self.promote(s)
         return old
 
-    cdef uint32_t insert(self, object key, uint32_t mixed, object value, bint has_ttl, double now_s,
-                         double ttl, uint32_t weight) noexcept:
+    cdef uint32_t insert(self, object key, uint32_t mixed, object value, bint has_ttl,
+                         uint32_t expiry, uint32_t weight) noexcept:
         """Put a new entry into a free slot, of which there is one, and return it."""
         cdef uint32_t s
         cdef Slot* slot
@@ -1033,7 +1088,7 @@ cdef class Cache:
         self.size += 1
         self.version += 1
         self.weight_ += weight
-        self.fill_slot(s, value, has_ttl, now_s, ttl, weight)
+        self.fill_slot(s, value, has_ttl, expiry, weight)
         if not self.is_adaptive:
             queue_push(&self.policy_state, WINDOW, s)
             lru_stamp(&self.policy_state, s)
@@ -1043,25 +1098,24 @@ cdef class Cache:
                 self.sample(mixed, True)
         return s
 
-    cdef inline void fill_slot(self, uint32_t s, object value, bint has_ttl, double now_s,
-                               double ttl, uint32_t weight) noexcept:
+    cdef inline void fill_slot(self, uint32_t s, object value, bint has_ttl, uint32_t expiry,
+                               uint32_t weight) noexcept:
         """Write what a new value brings: itself, its weight and its time to live."""
         cdef Slot* slot = &self.slots[s]
-        cdef uint32_t expiry
+        cdef uint32_t flags = slot.flags
         cdef bint gc
         Py_INCREF(value)
         slot.value = <PyObject*>value
         slot.weight = weight
         gc = is_gc(slot.value) or is_gc(slot.key)
-        self.n_gc += gc - (slot.flags & HAS_GC) // HAS_GC
-        self.n_ttl += has_ttl - (slot.flags & HAS_TTL)
-        slot.flags &= ~<uint32_t>(HAS_TTL | HAS_GC)
-        if gc:
-            slot.flags |= HAS_GC
+        self.n_gc += gc - (flags & HAS_GC) // HAS_GC
+        self.n_ttl += has_ttl - (flags & HAS_TTL)
+        slot.flags = (flags & ~<uint32_t>(HAS_TTL | HAS_GC)) | has_ttl | (HAS_GC if gc else 0)
         if has_ttl:
-            self.deadline(now_s, ttl, &expiry)
-            wheel_hold(&self.wheel, self.slots, s, expiry)
-            slot.flags |= HAS_TTL
+            if flags & FILED and expiry >= slot.expiry:
+                slot.expiry = expiry
+            else:
+                wheel_hold(&self.wheel, self.slots, s, expiry)
         self.sets += 1
 
     cdef Py_ssize_t leaving(self, uint32_t s, uint32_t weight) noexcept:
@@ -1147,8 +1201,7 @@ cdef class Cache:
     cdef int store(self, object key, object value) except -1:
         """`set` with the cache's time to live for other modules of the engine."""
         cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
-        return self.put(key, mixed, value, self.has_default_ttl, self.default_ttl,
-                        self.weigh(key, value), NULL)
+        return self.assign(key, mixed, value, self.has_default_ttl, self.default_ttl)
 
     # -- mapping -------------------------------------------------------------------------------
 
@@ -1160,8 +1213,7 @@ cdef class Cache:
 
     def __setitem__(self, key, value):
         cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
-        self.put(key, mixed, value, self.has_default_ttl, self.default_ttl,
-                 self.weigh(key, value), NULL)
+        self.assign(key, mixed, value, self.has_default_ttl, self.default_ttl)
 
     def __delitem__(self, key):
         cdef uint32_t s = self.find_live(key, True)
@@ -1222,7 +1274,7 @@ cdef class Cache:
         cdef double seconds = 0.0
         cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
         cdef bint has_ttl = self.parse_ttl(ttl, &seconds)
-        self.put(key, mixed, value, has_ttl, seconds, self.weigh(key, value), NULL)
+        self.assign(key, mixed, value, has_ttl, seconds)
 
     def setdefault(self, key, default=None, /):
         """Return the value of `key`; store and return `default` if it is absent."""
@@ -2038,6 +2090,13 @@ cdef bint holds(list things, object thing) noexcept:
 
 cdef inline bint is_gc(PyObject* thing) noexcept:
     return PyType_IS_GC(Py_TYPE(thing))
+
+
+cdef inline uint32_t ticks_of(double seconds) noexcept:
+    """Return how many ticks cover so many seconds; `ceil` is a call into another library."""
+    cdef double ticks = seconds * TICKS
+    cdef uint32_t whole = <uint32_t>ticks
+    return whole + 1 if <double>whole < ticks else whole
 
 
 cdef double seconds_of(object now) except? -1.0:

@@ -273,12 +273,9 @@ cdef inline bint policy_hit(Policy* p, uint32_t s) noexcept nogil:
     """Note a hit in the entry itself; tell whether its count went up."""
     cdef Meta* m = meta(p, s)
     cdef uint32_t flags = aged(m.flags, p.sketch.age) | MARK
-    if flags & COUNT_MASK != COUNT_MASK:
-        m.flags = flags + COUNT_ONE
-        return True
-    if flags != m.flags:  # a line not written to stays clean
-        m.flags = flags
-    return False
+    cdef bint rises = flags & COUNT_MASK != COUNT_MASK
+    m.flags = flags + (<uint32_t>rises << COUNT_SHIFT)
+    return rises
 
 
 cdef inline uint32_t policy_estimate(Policy* p, uint32_t s) noexcept nogil:

@@ -43,7 +43,7 @@ cdef struct Slot:
 
 
 cdef struct Index:
-    uint32_t* words
+    uint32_t* words     # and one more, always 0
     uint32_t size       # number of words
     uint32_t slot_mask  # the bits of a slot number
     uint32_t slot_bits
@@ -68,6 +68,18 @@ cdef inline void index_shape(Index* x, uint32_t slots) noexcept nogil:
 
 cdef inline uint32_t index_home(Index* x, uint32_t hash) noexcept nogil:
     return <uint32_t>((<uint64_t>hash * x.size) >> 32)
+
+
+cdef inline bint index_fits(Index* x, uint32_t word, uint32_t hash) noexcept nogil:
+    """Whether the tag of a word, which may be 0, is that of the hash."""
+    return (word ^ (hash << x.tag_shift)) >> x.tag_shift == 0
+
+
+cdef inline uint32_t index_guess(Index* x, uint32_t hash, uint32_t place) noexcept nogil:
+    """Return the word at `place` if its tag fits, else the next one, without a branch to guess."""
+    cdef uint32_t first = x.words[place], second = x.words[place + 1]
+    cdef uint32_t chosen = -<uint32_t>index_fits(x, first, hash)
+    return second ^ ((first ^ second) & chosen)
 
 
 cdef inline uint32_t index_word(Index* x, uint32_t hash, uint32_t distance,
