@@ -933,6 +933,8 @@ cdef class Cache:
             return self.settle(s, key, mixed, value, has_ttl, expiry, tick, 1, NULL)
         if s != 0 and self.cause_of(s, tick) == SIZE:
             old = self.replace(s, value, has_ttl, expiry, 1)
+            if self.is_adaptive:  # the hit may have changed the window's share
+                policy_overflow(&self.policy_state)
             Py_XDECREF(old)
             return 0
         if s != 0 or self.size < self.maxsize_ or not self.has_room():
