@@ -157,6 +157,8 @@ from beastcore._table cimport (
     index_place,
     index_shape,
     index_word,
+    lines_calloc,
+    lines_free,
     prefetch,
 )
 
@@ -706,12 +708,12 @@ cdef class Cache:
     cdef int adapt(self, uint64_t entries) except -1:
         """Begin to adapt, to a cache of about so many entries, or begin anew after a resize."""
         cdef size_t room = adaptive_bytes(entries)
-        cdef Adaptive* fresh = <Adaptive*>PyMem_Calloc(1, room)
+        cdef Adaptive* fresh = <Adaptive*>lines_calloc(1, room)
         if fresh == NULL:
             raise MemoryError(f"no memory for the adaptive policy of {entries} entries")
         adaptive_start(fresh, entries, self.salt)
         fresh.sketch.age = self.policy_state.sketch.age  # the entries' counts go on
-        PyMem_Free(self.adaptive)
+        lines_free(self.adaptive)
         self.adaptive = fresh
         self.sample_mask = fresh.sample_mask
         self.adaptive_room = room
@@ -725,7 +727,7 @@ cdef class Cache:
         cdef uint32_t s, queue, n = FIRST_SLOT - 1
         cdef Index index
         index_shape(&index, capacity + FIRST_SLOT)
-        cdef Slot* slots = <Slot*>PyMem_Calloc(<size_t>capacity + FIRST_SLOT, sizeof(Slot))
+        cdef Slot* slots = <Slot*>lines_calloc(<size_t>capacity + FIRST_SLOT, sizeof(Slot))
         cdef Link* links = <Link*>PyMem_Calloc(<size_t>capacity + FIRST_SLOT, sizeof(Link))
         cdef Wheel wheel = self.wheel
         if wheel.links != NULL:
@@ -737,7 +739,7 @@ cdef class Cache:
             or (wheel.links == NULL and self.wheel.links != NULL)
         ):
             PyMem_Free(wheel.links)
-            PyMem_Free(slots)
+            lines_free(slots)
             PyMem_Free(links)
             PyMem_Free(index.words)
             raise MemoryError(f"a cache of {capacity - 1} entries does not fit into memory")
@@ -771,7 +773,7 @@ cdef class Cache:
             wheel_move(&wheel, &self.wheel, old_slots, old_links)
             PyMem_Free(self.wheel.links)
             self.wheel = wheel
-        PyMem_Free(old_slots)
+        lines_free(old_slots)
         PyMem_Free(old_links)
         self.high = n
         return 0
@@ -2030,7 +2032,7 @@ cdef class Cache:
         cdef uint32_t high = self.high, s
         PyMem_Free(self.links)
         PyMem_Free(self.index.words)
-        PyMem_Free(self.adaptive)
+        lines_free(self.adaptive)
         PyMem_Free(self.wheel.links)
         self.wheel.links = NULL
         self.adaptive = NULL
@@ -2042,7 +2044,7 @@ cdef class Cache:
             for s in range(FIRST_SLOT, high + 1):
                 Py_XDECREF(slots[s].key)
                 Py_XDECREF(slots[s].value)
-            PyMem_Free(slots)
+            lines_free(slots)
         return 0
 
 

@@ -131,6 +131,11 @@ cdef struct Adaptive:
     uint32_t best
 
 
+cdef inline size_t adaptive_head() noexcept nogil:
+    """Return the bytes before the sketch, whose blocks are to be cache lines."""
+    return (sizeof(Adaptive) + 63) // 64 * 64
+
+
 cdef inline uint32_t bulk(uint32_t weight) noexcept nogil:
     """Return what an entry weighs for the policy: at least 1, for it takes a place."""
     return weight if weight != 0 else 1
@@ -467,7 +472,7 @@ cdef inline size_t adaptive_bytes(uint64_t size) noexcept nogil:
     cdef uint64_t capacity = max(<uint64_t>1, size >> shadow_shift(size))
     cdef size_t shadow = (capacity + 1 + FIRST_SLOT) * (sizeof(Meta) + sizeof(Link))
     shadow += shadow_index(capacity) * sizeof(uint32_t)
-    return sizeof(Adaptive) + 8 * (sketch_words(size) + sketch_words(capacity)) + SHADOWS * shadow
+    return adaptive_head() + 8 * (sketch_words(size) + sketch_words(capacity)) + SHADOWS * shadow
 
 
 cdef inline void sketch_start(Sketch* k, uint64_t* words, uint64_t size) noexcept nogil:
@@ -478,10 +483,10 @@ cdef inline void sketch_start(Sketch* k, uint64_t* words, uint64_t size) noexcep
 
 
 cdef inline void adaptive_start(Adaptive* a, uint64_t size, uint64_t seed) noexcept nogil:
-    """Lay out `a`, which lies at the start of `adaptive_bytes(size)` zeroed bytes."""
+    """Lay out `a`, which lies at the start of `adaptive_bytes(size)` zeroed bytes (lines)."""
     cdef uint32_t shift = shadow_shift(size), i, queue
     cdef uint64_t capacity = max(<uint64_t>1, size >> shift)
-    cdef char* room = <char*>a + sizeof(Adaptive)
+    cdef char* room = <char*>a + adaptive_head()
     cdef Shadow* h
     cdef double[SHADOWS] shares
     shares[0] = 0.01

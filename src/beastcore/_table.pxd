@@ -15,6 +15,7 @@ that the number of words need not be a power of two. At most 3/5 are in use, 6.7
 where all words fit into a processor's cache, and a wrong guess of where a probe ends is what costs.
 """
 
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -27,6 +28,29 @@ cdef extern from *:
     #endif
     """
     void prefetch "beast_prefetch"(const void* address) noexcept nogil
+
+cdef enum:
+    LINE = 64           # bytes of a processor's cache line
+
+
+cdef inline void* lines_calloc(size_t n, size_t size) noexcept:
+    """Return zeroed memory that begins with a cache line, or NULL.
+
+    What malloc maps begins 16 bytes into one: every second slot would lie on two lines.
+    """
+    cdef char* raw = <char*>PyMem_Calloc(n * size + LINE + sizeof(void*), 1)
+    cdef size_t start
+    if raw == NULL:
+        return NULL
+    start = (<size_t>raw + sizeof(void*) + LINE - 1) // LINE * LINE
+    (<char**>start)[-1] = raw
+    return <void*>start
+
+
+cdef inline void lines_free(void* memory) noexcept:
+    """Release what `lines_calloc` returned."""
+    if memory != NULL:
+        PyMem_Free((<char**>memory)[-1])
 
 cdef enum:
     ROOMY = 1 << 16     # smaller indexes are emptier
