@@ -14,13 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 ENGINE = Path("src/beastcore")  # relative: setuptools accepts no other paths
 MODULES = ("_batch", "_cache", "_connections", "_latency", "_memo")
-TRACE, ANNOTATE, DEBUG, SANITIZE = (
-    os.environ.get(f"BEASTCORE_{name}") == "1"
-    for name in ("TRACE", "ANNOTATE", "DEBUG", "SANITIZE")
-)
+SWITCHES = ("TRACE", "ANNOTATE", "DEBUG", "SANITIZE")
+TRACE, ANNOTATE, DEBUG, SANITIZE = (os.environ.get(f"BEASTCORE_{s}") == "1" for s in SWITCHES)
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 # Python's own flags define the overflow of signed numbers, which would hide it.
 SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv", *SANITIZERS]
+# Two arguments that were just pushed must not be read as one vector: that waits for the stores.
+FAST = ["-O3", "-g0", "-fno-tree-slp-vectorize"]
 CIMPORT = r"^\s*(?:from\s+(?:beastcore)?\.?(\w+)\s+cimport|cimport\s+beastcore\.(\w+))"
 HEADER = r'^\s*(?:cdef\s+extern\s+from|#\s*include)\s*"([^"]+)"'
 
@@ -57,7 +57,7 @@ def extension(name):
     if sys.platform == "win32":
         flags = [f"/FI{stamp}", *(["/Od", "/Zi"] if DEBUG else [])]
     else:
-        level = SANITIZED if SANITIZE else ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
+        level = SANITIZED if SANITIZE else ["-O0", "-g"] if DEBUG else FAST
         flags = ["-include", str(stamp), *level]
     trace = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     return Extension(
@@ -75,11 +75,7 @@ if __name__ == "__main__":
     from setuptools import setup
 
     directives = {"language_level": 3, "binding": False, "embedsignature": True, "linetrace": TRACE}
-    modules = cythonize(
-        [extension(name) for name in MODULES],
-        build_dir=None if TRACE else "build/cython",
-        force=TRACE or ANNOTATE,
-        annotate=ANNOTATE,
-        compiler_directives=directives | {"embedsignature.format": "clinic"},
-    )
-    setup(ext_modules=modules)
+    directives["embedsignature.format"] = "clinic"
+    options = {"annotate": ANNOTATE, "force": TRACE or ANNOTATE, "compiler_directives": directives}
+    folder = None if TRACE else "build/cython"
+    setup(ext_modules=cythonize(list(map(extension, MODULES)), build_dir=folder, **options))

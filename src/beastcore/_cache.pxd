@@ -100,8 +100,8 @@ cdef class Cache:
     cdef uint32_t walk(self, uint32_t s) noexcept
     cdef int settle(self, uint32_t s, object key, uint32_t mixed, object value, bint has_ttl,
                     uint32_t expiry, uint32_t tick, uint32_t weight, Batch* batch) except -1
-    cdef PyObject* replace(self, uint32_t s, object value, bint has_ttl, uint32_t expiry,
-                           uint32_t weight) noexcept
+    cdef inline PyObject* replace(self, uint32_t s, object value, bint has_ttl, uint32_t expiry,
+                                  uint32_t weight) noexcept
     cdef uint32_t insert(self, object key, uint32_t mixed, object value, bint has_ttl,
                          uint32_t expiry, uint32_t weight) noexcept
     cdef inline void fill_slot(self, uint32_t s, object value, bint has_ttl, uint32_t expiry,

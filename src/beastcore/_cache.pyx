@@ -1056,8 +1056,8 @@ cdef class Cache:
         prefetch(&self.slots[s])
         prefetch(&self.links[s])
 
-    cdef PyObject* replace(self, uint32_t s, object value, bint has_ttl, uint32_t expiry,
-                           uint32_t weight) noexcept:
+    cdef inline PyObject* replace(self, uint32_t s, object value, bint has_ttl, uint32_t expiry,
+                                  uint32_t weight) noexcept:
         """Give a live entry another value; return the old one, which is the caller's."""
         cdef Slot* slot = &self.slots[s]
         cdef PyObject* old = slot.value
@@ -1275,9 +1275,11 @@ cdef class Cache:
         Replaces what was there, its time to live included. Raises ValueError, leaving the old
         entry, when the value is heavier than `max_weight`.
         """
-        cdef double seconds = 0.0
+        cdef double seconds = self.default_ttl
         cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
-        cdef bint has_ttl = self.parse_ttl(ttl, &seconds)
+        cdef bint has_ttl = self.has_default_ttl
+        if ttl is not ...:
+            has_ttl = self.parse_ttl(ttl, &seconds)
         self.assign(key, mixed, value, has_ttl, seconds)
 
     def setdefault(self, key, default=None, /):
