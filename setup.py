@@ -1,8 +1,7 @@
 """Describe the extension modules; everything else about the project is in pyproject.toml.
 
-Switches, set to 1 in the environment: BEASTCORE_TRACE (line tracing, for coverage of the .pyx),
-BEASTCORE_ANNOTATE (writes the annotated HTML), BEASTCORE_DEBUG (-O0 -g and the C macro),
-BEASTCORE_SANITIZE (AddressSanitizer and UndefinedBehaviorSanitizer of gcc or clang).
+Set to 1 in the environment: BEASTCORE_TRACE (for coverage of the .pyx), BEASTCORE_ANNOTATE (HTML),
+BEASTCORE_DEBUG (-O0 -g, the C macro), BEASTCORE_SANITIZE (gcc's or clang's checks at run time).
 """
 
 import hashlib
@@ -54,11 +53,10 @@ def extension(name):
     stamp = ROOT / "build" / "stamps" / f"{name}.h"
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(f'const char beastcore_source{name}[] = "beastcore:{fingerprint(name)}";\n')
+    level = SANITIZED if SANITIZE else ["-O0", "-g"] if DEBUG else FAST
+    flags = ["-include", str(stamp), *level]
     if sys.platform == "win32":
-        flags = [f"/FI{stamp}", *(["/Od", "/Zi"] if DEBUG else [])]
-    else:
-        level = SANITIZED if SANITIZE else ["-O0", "-g"] if DEBUG else FAST
-        flags = ["-include", str(stamp), *level]
+        flags = [f"/FI{stamp}", *["/Od", "/Zi"] * DEBUG]
     trace = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     return Extension(
         f"beastcore.{name}",
@@ -77,5 +75,5 @@ if __name__ == "__main__":
     directives = {"language_level": 3, "binding": False, "embedsignature": True, "linetrace": TRACE}
     directives["embedsignature.format"] = "clinic"
     options = {"annotate": ANNOTATE, "force": TRACE or ANNOTATE, "compiler_directives": directives}
-    folder = None if TRACE else "build/cython"
-    setup(ext_modules=cythonize(list(map(extension, MODULES)), build_dir=folder, **options))
+    options["build_dir"] = None if TRACE else "build/cython"
+    setup(ext_modules=cythonize(list(map(extension, MODULES)), **options))

@@ -32,7 +32,8 @@ cdef class Cache:
     cdef Link* links
     cdef Policy policy_state
     cdef Adaptive* adaptive     # NULL for "lru", and until there is something to decide
-    cdef size_t adaptive_room
+    cdef Adaptive* spare        # memory for it, so that no write has to wait for it
+    cdef size_t adaptive_room   # bytes of whichever there is
     cdef bint is_adaptive
     cdef uint32_t sample_mask   # of `adaptive`; all ones without one
     cdef Sketch cold            # stands in for the adaptive sketch until there is one

@@ -290,7 +290,7 @@ cdef class Cache:
         self.slots = NULL
         self.links = NULL
         self.index.words = NULL
-        self.adaptive = NULL
+        self.adaptive = self.spare = NULL
         self.sample_mask = 0xFFFFFFFF
         self.wheel.links = NULL
         # User code runs from the first check on and may find the cache through
@@ -316,6 +316,11 @@ cdef class Cache:
             self.rebuild(most + 1)
         self.maxsize_ = most
         self.is_adaptive = name == "adaptive"
+        if self.is_adaptive and most >= DEFER and weigher is None:
+            self.adaptive_room = adaptive_bytes(most)
+            self.spare = <Adaptive*>lines_calloc(1, self.adaptive_room)
+            if self.spare == NULL:
+                raise MemoryError(f"no memory for the adaptive policy of {most} entries")
         self.policy_state.limit = most if heaviest is None else heaviest
         self.policy_state.window_target = self.policy_state.limit
         self.policy_state.slack = BY_SIZE if laziness is None else laziness
@@ -708,12 +713,18 @@ cdef class Cache:
     cdef int adapt(self, uint64_t entries) except -1:
         """Begin to adapt, to a cache of about so many entries, or begin anew after a resize."""
         cdef size_t room = adaptive_bytes(entries)
-        cdef Adaptive* fresh = <Adaptive*>lines_calloc(1, room)
+        cdef Adaptive* fresh = self.spare if self.adaptive_room == room else NULL
+        if fresh != NULL:
+            self.spare = NULL
+        else:
+            fresh = <Adaptive*>lines_calloc(1, room)
         if fresh == NULL:
             raise MemoryError(f"no memory for the adaptive policy of {entries} entries")
         adaptive_start(fresh, entries, self.salt)
         fresh.sketch.age = self.policy_state.sketch.age  # the entries' counts go on
         lines_free(self.adaptive)
+        lines_free(self.spare)
+        self.spare = NULL
         self.adaptive = fresh
         self.sample_mask = fresh.sample_mask
         self.adaptive_room = room
@@ -2035,9 +2046,10 @@ cdef class Cache:
         PyMem_Free(self.links)
         PyMem_Free(self.index.words)
         lines_free(self.adaptive)
+        lines_free(self.spare)
         PyMem_Free(self.wheel.links)
         self.wheel.links = NULL
-        self.adaptive = NULL
+        self.adaptive = self.spare = NULL
         self.slots = NULL
         self.links = NULL
         self.index.words = NULL
