@@ -197,6 +197,7 @@ cdef inline void wheel_move(Wheel* w, Wheel* old, Slot* old_slots, Link* moved) 
     """Take over the timers of used slots in their order; slot s is now moved[s].next."""
     cdef uint32_t i, s, n, list_, last
     wheel_reset(w)
+    w.behind = old.behind
     for i in range(LISTS):
         list_ = w.base + i
         s = old.links[old.base + i].next

@@ -369,6 +369,19 @@ def test_resizing_keeps_the_timers(engine: Twin, clock: FakeClock) -> None:
     cache._check()
 
 
+def test_resizing_keeps_what_is_left_of_a_sweep(engine: Twin, clock: FakeClock) -> None:
+    cache = engine.Cache(200, timer=clock)
+    for i in range(150):
+        cache.set(i, i, 512)  # the list of a whole block, which is dealt out when it begins
+    clock.advance(512)
+    swept = []
+    for key in ("a", "b", "c"):
+        cache.set(key, 0, 3600)
+        swept.append(cache.stats().expirations)
+        cache.resize(5000 + len(swept))
+    assert swept == [MOST, 2 * MOST, 150]
+
+
 def test_clearing_forgets_the_timers(engine: Twin, clock: FakeClock) -> None:
     cache = engine.Cache(600, timer=clock)
     for round_ in range(3):
