@@ -6,16 +6,17 @@ value, one after the other. Here a block of keys takes each step together, and w
 reads is fetched ahead, so that a block waits hardly longer than one key ("group prefetching":
 Chen, Ailamaki, Gibbons, Mowry, "Improving hash join performance through prefetching", ICDE 2004).
 
-Nothing here runs Python code. Exact str, bytes and int need none; another key stops `bulk_hash`
-or `bulk_find`, which return its number: the caller takes that step in Python, having called
-`bulk_own` before, and goes on with the next key.
+Nothing here but `split_pairs` runs Python code. Exact str, bytes and int need none; another key
+stops `bulk_hash` or `bulk_find`, which return its number: the caller takes that step in Python,
+having called `bulk_own` before, and goes on with the next key.
 """
 
+from cpython.dict cimport PyDict_CheckExact
 from cpython.list cimport PyList_CheckExact
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from cpython.tuple cimport PyTuple_CheckExact
+from cpython.tuple cimport PyTuple_CheckExact, PyTuple_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
 
 from beastcore._hash cimport hash_plain, mix_hash, same_key
@@ -202,3 +203,30 @@ cdef inline Py_ssize_t bulk_find(Bulk* b, Py_ssize_t i, Index* x, Slot* slots) n
             b.slots[i + j] = s
         i += m
     return b.n
+
+
+cdef inline int split_pairs(object items, list keys, list values) except -1:
+    """Append what a mapping, or an iterable of (key, value) pairs, holds."""
+    cdef Py_ssize_t i = 0
+    if PyDict_CheckExact(items):
+        for key, value in (<dict>items).items():
+            keys.append(key)
+            values.append(value)
+        return 0
+    if not PyList_CheckExact(items) and hasattr(items, "items"):
+        items = items.items()
+    for item in items:
+        if PyTuple_CheckExact(item) and PyTuple_GET_SIZE(item) == 2:
+            keys.append((<tuple>item)[0])
+            values.append((<tuple>item)[1])
+        else:
+            try:
+                key, value = item
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"set_many item {i} must be a (key, value) pair, got {item!r}"
+                ) from None
+            keys.append(key)
+            values.append(value)
+        i += 1
+    return 0

@@ -5,22 +5,13 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from beastcore._bulk cimport Bulk
 from beastcore._policy cimport Adaptive, Link, Policy, Sketch
+from beastcore._removed cimport Batch, Gone
 from beastcore._table cimport Index, Slot
 from beastcore._wheel cimport Wheel
 
-
-cdef struct Gone:
-    PyObject* key       # owned reference that left the structure and is still to be released
-    PyObject* value
-    int cause
-
-
-cdef struct Batch:          # what the writes of one call share
-    Gone* gone
-    Py_ssize_t n, room
-    bint timed          # now_s has been read, as seconds since `origin`
-    double now_s, origin
-    bint fixed          # `gone` is not from the heap
+cdef enum:              # Slot.flags
+    HAS_TTL = 1
+    HAS_GC = 2
 
 
 cdef class Cache:
@@ -91,7 +82,6 @@ cdef class Cache:
                     double ttl) except -1
     cdef int put(self, object key, uint32_t mixed, object value, bint has_ttl, double ttl,
                  uint32_t weight, Batch* batch) except -1
-    cdef int rebuild(self, uint32_t capacity) except -1
     cdef inline void promote(self, uint32_t s) noexcept
     cdef void sample(self, uint32_t mixed, bint rose) noexcept
     cdef inline bint has_room(self) noexcept
@@ -116,16 +106,8 @@ cdef class Cache:
     cdef int start_wheel(self, uint32_t tick) except -1
     cdef Py_ssize_t fire(self, uint32_t tick, uint64_t* steps, Py_ssize_t most, bint whole,
                          Gone* gone) noexcept
-    cdef void unfile_free(self) noexcept
-    cdef int check_wheel(self) except -1
     cdef void take(self, uint32_t s, int cause, Gone* gone) noexcept
     cdef int drop(self, uint32_t s, int cause) except -1
     cdef void release(self, Gone* gone, Py_ssize_t n) noexcept
-    cdef Py_ssize_t evict_last(self, Py_ssize_t n) except -1
     cdef int cause_of(self, uint32_t s, uint32_t tick) noexcept
-    cdef list snapshot(self, int what)
-    cdef void place(self, uint32_t s, uint32_t state, bint placed) noexcept
-    cdef int recall(self, tuple policy) except -1
     cdef double seconds_left(self, uint32_t s, double now_s) noexcept
-    cdef void forget(self) noexcept
-    cdef int free_memory(self) except -1

@@ -36,8 +36,8 @@ Invariants (`_check()` verifies them by number)
 Ownership
     A used slot owns one reference to its key and one to its value. An operation that removes
     moves both into a `Gone` array and releases them last, when the structure is consistent. The
-    garbage collector sees the arena through `arena_traverse` and `arena_clear`, which are put
-    into the type at import, because Cython cannot know of the raw pointers.
+    garbage collector sees the arena through two functions that are put into the type at import
+    (_cache_collect.pxd), because Cython cannot know of the raw pointers.
 
 Python code
     runs only where the structure is consistent: hashing, comparing, the weigher and the timer
@@ -46,24 +46,21 @@ Python code
 
 Threads
     The interpreter's lock protects everything; no method releases it.
+
+Files
+    This one holds the class, and what single keys and blocks of keys go through. Compiled with
+    it, as inline functions over `Cache`, are _cache_arrays.pxd (the arrays made anew, emptied,
+    given back), _cache_check.pxd, _cache_collect.pxd, _cache_dump.pxd and _cache_whole.pxd (what
+    goes through all entries); _removed.pxd keeps the pairs that left until they are released.
 """
 
 cimport cython
-from cpython.dict cimport PyDict_CheckExact
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
-from cpython.list cimport PyList_CheckExact
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
-from cpython.object cimport PyObject, PyTypeObject, visitproc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from cpython.tuple cimport (
-    PyTuple_CheckExact,
-    PyTuple_GET_SIZE,
-    PyTuple_New,
-    PyTuple_SET_ITEM,
-)
 from libc.math cimport INFINITY, floor
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
 
 from beastcore._bulk cimport (
     BLOCK,
@@ -81,16 +78,28 @@ from beastcore._bulk cimport (
     keys_in_a_row,
     publish,
     put_answer,
+    split_pairs,
+)
+from beastcore._cache_arrays cimport FIRST_CAPACITY, SMALL, cache_free, cache_rebuild
+from beastcore._cache_check cimport check_cache
+from beastcore._cache_collect cimport collect_arena, is_gc
+from beastcore._cache_dump cimport cache_export, cache_import
+from beastcore._cache_whole cimport (
+    ITEMS,
+    KEYS,
+    VALUES,
+    cache_clear,
+    cache_evict,
+    cache_list,
+    cache_popitem,
+    cache_resize,
 )
 from beastcore._clock cimport COARSE_SLACK_NS, clock_coarse_ns
 from beastcore._hash cimport ask_key, hash_key, mix_hash, same_key
 from beastcore._policy cimport (
     BY_SIZE,
-    COUNT_MASK,
-    COUNT_SHIFT,
     DEFER,
     FIRST_SLOT,
-    MARK,
     PROBATION,
     PROTECTED,
     QUEUE_MASK,
@@ -101,14 +110,12 @@ from beastcore._policy cimport (
     Link,
     adaptive_bytes,
     adaptive_fit,
-    adaptive_follow,
     adaptive_ratios,
     adaptive_request,
     adaptive_start,
     bulk,
     is_sampled,
     oldest,
-    policy_count,
     policy_enter,
     policy_evict,
     policy_hit,
@@ -120,28 +127,31 @@ from beastcore._policy cimport (
     lru_slack,
     lru_stamp,
     queue_drop,
-    queue_move,
     queue_push,
     sketch_block,
     spread,
 )
-
+from beastcore._removed cimport (
+    EXPIRED,
+    EXPLICIT,
+    ON_STACK,
+    REPLACED,
+    SIZE,
+    allocate_gone,
+    batch_room,
+)
 from beastcore._wheel cimport (
-    COARSE,
     FILED,
     LISTS,
-    OVERFLOW,
     SECONDS,
     SPAN_BITS,
     TICK_BITS,
     Wheel,
     wheel_file,
     wheel_hold,
-    wheel_move,
     wheel_rebase,
     wheel_reset,
     wheel_seek,
-    wheel_time,
     wheel_unfile,
     wheel_waits,
 )
@@ -154,9 +164,6 @@ from beastcore._table cimport (
     index_fits,
     index_guess,
     index_home,
-    index_place,
-    index_shape,
-    index_word,
     lines_calloc,
     lines_free,
     prefetch,
@@ -179,26 +186,8 @@ from beastcore._validate import (
     check_weight_pair,
 )
 
-cdef extern from "Python.h":
-    ctypedef int (*inquiry)(PyObject*) noexcept
-    ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
-    int PyType_IS_GC(PyTypeObject*) noexcept
-    PyTypeObject* Py_TYPE(PyObject*) noexcept
-    void PyType_Modified(PyTypeObject*) noexcept
-
 cdef extern from *:
     """
-    static traverseproc beast_base_traverse = NULL;
-    static inquiry beast_base_clear = NULL;
-    static void beast_patch(PyTypeObject *type, traverseproc traverse, inquiry clear) {
-        beast_base_traverse = type->tp_traverse;
-        beast_base_clear = type->tp_clear;
-        type->tp_traverse = traverse;
-        type->tp_clear = clear;
-        PyType_Modified(type);
-    }
-    static int beast_visit(PyObject *o, visitproc visit, void *arg) { return visit(o, arg); }
-
     /* Call a removal listener; its failure is not the caller's. */
     static void beast_tell(PyObject *listener, PyObject *key, PyObject *value, PyObject *cause) {
         PyObject *answer = NULL;
@@ -212,32 +201,14 @@ cdef extern from *:
         else Py_DECREF(answer);
     }
     """
-    traverseproc base_traverse "beast_base_traverse"
-    inquiry base_clear "beast_base_clear"
-    void patch_type "beast_patch"(PyTypeObject*, traverseproc, inquiry) noexcept
-    int call_visit "beast_visit"(PyObject*, visitproc, void*) noexcept
     void tell "beast_tell"(object listener, PyObject* key, PyObject* value,
                            object cause) noexcept
 
 cdef enum:
-    HAS_TTL = 1
-    HAS_GC = 2
-    SMALL = 4096
-    FIRST_CAPACITY = 8
     RESTARTS = 64
     BATCH_RESTARTS = 4
-    ON_STACK = 16           # removed pairs kept without an allocation
     WHEEL_STEPS = 64        # timers looked at, at most, before a write
     SWEEP = 1024            # entries that `expire` removes before it tells the listener
-    EXPLICIT = 0
-    REPLACED = 1
-    EXPIRED = 2
-    SIZE = 3
-    KEYS = 0
-    VALUES = 1
-    ITEMS = 2
-    STATE_MARK = 1 << 2     # an entry's state in a dump: queue, mark, count
-    STATE_COUNT = 3
 
 cdef double TICKS = 64.0
 cdef double LONGEST_TTL = _MAX_TTL
@@ -303,7 +274,7 @@ cdef class Cache:
         self.policy_state.counts = True
         self.policy_state.random = self.salt | 1
         self.policy_state.limit = self.policy_state.window_target = 1
-        self.rebuild(FIRST_CAPACITY)
+        cache_rebuild(self, FIRST_CAPACITY)
         cdef uint32_t most = check_count("maxsize", maxsize)
         cdef object seconds = check_ttl(ttl)
         cdef str name = check_policy(policy)
@@ -313,7 +284,7 @@ cdef class Cache:
         check_callable("on_removal", on_removal)
         cdef double base = 0.0 if timer is None else seconds_of(timer())
         if most > SMALL or most < FIRST_CAPACITY:
-            self.rebuild(most + 1)
+            cache_rebuild(self, most + 1)
         self.maxsize_ = most
         self.is_adaptive = name == "adaptive"
         if self.is_adaptive and most >= DEFER and weigher is None:
@@ -335,7 +306,7 @@ cdef class Cache:
         self.is_plain = timer is None and weigher is None and on_removal is None
 
     def __dealloc__(self):
-        self.free_memory()
+        cache_free(self)
 
     # -- clock ---------------------------------------------------------------------------------
 
@@ -733,62 +704,6 @@ cdef class Cache:
         policy_share(&self.policy_state, self.policy_state.limit // 100)
         return 0
 
-    cdef int rebuild(self, uint32_t capacity) except -1:
-        """Move everything to arrays for `capacity` entries, in order of use; O(size)."""
-        cdef uint32_t s, queue, n = FIRST_SLOT - 1
-        cdef Index index
-        index_shape(&index, capacity + FIRST_SLOT)
-        cdef Slot* slots = <Slot*>lines_calloc(<size_t>capacity + FIRST_SLOT, sizeof(Slot))
-        cdef Link* links = <Link*>PyMem_Calloc(<size_t>capacity + FIRST_SLOT, sizeof(Link))
-        cdef Wheel wheel = self.wheel
-        if wheel.links != NULL:
-            wheel.base = capacity + FIRST_SLOT
-            wheel.links = <Link*>PyMem_Malloc((<size_t>wheel.base + LISTS) * sizeof(Link))
-        index.words = <uint32_t*>PyMem_Calloc(<size_t>index.size + 1, sizeof(uint32_t))
-        if (
-            slots == NULL or links == NULL or index.words == NULL
-            or (wheel.links == NULL and self.wheel.links != NULL)
-        ):
-            PyMem_Free(wheel.links)
-            lines_free(slots)
-            PyMem_Free(links)
-            PyMem_Free(index.words)
-            raise MemoryError(f"a cache of {capacity - 1} entries does not fit into memory")
-        cdef Slot* old_slots = self.slots
-        cdef Link* old_links = self.links
-        PyMem_Free(self.index.words)
-        self.slots = slots
-        self.links = links
-        self.index = index
-        self.capacity = capacity
-        self.policy_state.metas = <char*>&slots[0].hash
-        self.policy_state.links = links
-        self.free = 0
-        self.version += 1
-        for queue in range(FIRST_SLOT):
-            links[queue].prev = links[queue].next = queue
-            if old_slots == NULL:
-                continue
-            s = old_links[queue].prev  # the oldest first
-            while s >= FIRST_SLOT:
-                n += 1
-                slots[n] = old_slots[s]
-                links[n].prev = queue
-                links[n].next = links[queue].next
-                links[links[n].next].prev = n
-                links[queue].next = n
-                index_add(&self.index, slots[n].hash, n)
-                old_links[s].next = n  # where it went
-                s = old_links[s].prev
-        if wheel.links != NULL:
-            wheel_move(&wheel, &self.wheel, old_slots, old_links)
-            PyMem_Free(self.wheel.links)
-            self.wheel = wheel
-        lines_free(old_slots)
-        PyMem_Free(old_links)
-        self.high = n
-        return 0
-
     cdef int start_wheel(self, uint32_t tick) except -1:
         """Make the wheel, for the first time to live."""
         cdef uint32_t base = self.capacity + FIRST_SLOT
@@ -890,26 +805,6 @@ cdef class Cache:
         self.release(&gone, 1)
         return 0
 
-    cdef Py_ssize_t evict_last(self, Py_ssize_t n) except -1:
-        """Evict `n` entries and return their number."""
-        cdef Gone on_stack[ON_STACK]
-        cdef Gone* gone = on_stack
-        cdef double now_s
-        cdef uint32_t tick = 0, s
-        cdef Py_ssize_t i
-        if self.n_ttl:
-            tick = self.read_clock(&now_s)
-        n = min(n, <Py_ssize_t>self.size)
-        if n > ON_STACK:
-            gone = allocate_gone(n)
-        for i in range(n):
-            s = self.next_out()
-            self.take(s, self.cause_of(s, tick), &gone[i])
-        self.release(gone, n)
-        if gone != on_stack:
-            PyMem_Free(gone)
-        return n
-
     # -- storing -------------------------------------------------------------------------------
 
     cdef uint32_t weigh(self, object key, object value) except? 0xFFFFFFFF:
@@ -993,7 +888,7 @@ cdef class Cache:
         if has_ttl and self.wheel.links == NULL:
             self.start_wheel(tick)
         if s == 0 and not self.has_room():
-            self.rebuild(min(self.maxsize_ + 1, 2 * self.capacity))
+            cache_rebuild(self, min(self.maxsize_ + 1, 2 * self.capacity))
         if self.is_adaptive and self.adaptive == NULL and self.must_adapt(weight):
             self.adapt(self.entries_expected())
         # Not from a listener, or its writes would call it ever deeper.
@@ -1322,33 +1217,7 @@ cdef class Cache:
 
         Removes the expired entries before it, too.
         """
-        cdef Gone on_stack[ON_STACK]
-        cdef Gone* gone = on_stack
-        cdef uint32_t s, i, n = 0, tick = 0
-        cdef double now_s
-        cdef tuple pair = PyTuple_New(2)  # first, for nothing may fail once the entry is out
-        if self.n_ttl:
-            tick = self.read_clock(&now_s)
-        s = self.walk(PROBATION)
-        while s != 0 and self.cause_of(s, tick) == EXPIRED:
-            n += 1
-            s = self.walk(s)
-        if n + 1 > ON_STACK:
-            gone = allocate_gone(n + 1)
-        for i in range(n):
-            self.take(self.walk(PROBATION), EXPIRED, &gone[i])
-        if s != 0:
-            Py_INCREF(<object>self.slots[s].key)  # SET_ITEM takes over a reference
-            PyTuple_SET_ITEM(pair, 0, <object>self.slots[s].key)
-            Py_INCREF(<object>self.slots[s].value)
-            PyTuple_SET_ITEM(pair, 1, <object>self.slots[s].value)
-            self.take(s, EXPLICIT, &gone[n])
-        self.release(gone, n + 1 if s != 0 else n)
-        if gone != on_stack:
-            PyMem_Free(gone)
-        if s == 0:
-            raise KeyError("popitem(): cache is empty")
-        return pair
+        return cache_popitem(self)
 
     def expires_in(self, key, /):
         """Return the seconds until `key` expires, None if it never does; KeyError if absent."""
@@ -1563,91 +1432,29 @@ cdef class Cache:
 
     def evict(self, n, /):
         """Evict the `n` entries that are next to leave and return how many there were."""
-        return self.evict_last(
-            min(check_count("n", n, minimum=0, maximum=None), <Py_ssize_t>self.size)
+        return cache_evict(
+            self, min(check_count("n", n, minimum=0, maximum=None), <Py_ssize_t>self.size)
         )
 
     def resize(self, maxsize, /):
         """Change the most entries that may be held; return how many were evicted. O(entries)."""
-        cdef uint32_t most = check_count("maxsize", maxsize)
-        cdef double now_s
-        cdef Gone on_stack[ON_STACK]
-        cdef Gone* gone = on_stack
-        cdef uint32_t tick = 0, n, i, s
-        if self.n_ttl:
-            tick = self.read_clock(&now_s)
-        n = self.size - min(self.size, most)
-        if n > ON_STACK:
-            gone = allocate_gone(n)
-        try:  # what needs memory; without it nothing changes
-            if self.adaptive != NULL and self.weigher is None and most != self.maxsize_:
-                self.adapt(most)
-            if most > SMALL and most >= self.capacity:
-                self.rebuild(most + 1)
-        except BaseException:
-            if gone != on_stack:
-                PyMem_Free(gone)
-            raise
-        if self.weigher is None and most != self.maxsize_:
-            self.policy_state.limit = most
-            if self.adaptive != NULL:
-                policy_share(&self.policy_state, most // 100)
-            else:
-                self.policy_state.window_target = most
-        self.maxsize_ = most
-        for i in range(n):
-            s = self.next_out()
-            self.take(s, self.cause_of(s, tick), &gone[i])
-        self.unfile_free()
-        if most + 1 < self.capacity:
-            try:
-                self.rebuild(
-                    most + 1 if most > SMALL else max(self.size, min(most + 1, FIRST_CAPACITY))
-                )
-            except MemoryError:
-                pass  # the larger arrays serve as well
-        self.release(gone, n)
-        if gone != on_stack:
-            PyMem_Free(gone)
-        return n
-
-    cdef void unfile_free(self) noexcept:
-        """Take free slots off the wheel; O(slots)."""
-        cdef uint32_t s
-        for s in range(FIRST_SLOT, self.high + 1):
-            if self.slots[s].key == NULL and self.slots[s].flags & FILED:
-                wheel_unfile(&self.wheel, self.slots, s)
+        return cache_resize(self, check_count("maxsize", maxsize))
 
     def clear(self):
         """Remove every entry, cause EXPLICIT; counters stay. O(entries)."""
-        cdef uint32_t n = self.size, i = 0, s
-        cdef Gone* gone
-        if n == 0:
-            return
-        gone = allocate_gone(n)
-        s = self.walk(PROBATION)
-        while s != 0:
-            gone[i].key = self.slots[s].key
-            gone[i].value = self.slots[s].value
-            gone[i].cause = EXPLICIT
-            i += 1
-            s = self.walk(s)
-        self.forget()
-        self.removals += n
-        self.release(gone, n)
-        PyMem_Free(gone)
+        cache_clear(self)
 
     def keys(self):
         """Return the live keys, the next to leave first, as a list."""
-        return self.snapshot(KEYS)
+        return cache_list(self, KEYS)
 
     def values(self):
         """Return the live values, the next to leave first, as a list."""
-        return self.snapshot(VALUES)
+        return cache_list(self, VALUES)
 
     def items(self):
         """Return the live (key, value) pairs, the next to leave first, as a list."""
-        return self.snapshot(ITEMS)
+        return cache_list(self, ITEMS)
 
     def stats(self):
         """Return a `CacheStats`."""
@@ -1714,124 +1521,9 @@ cdef class Cache:
         """The timer given, None for the built-in monotonic clock."""
         return self.timer_
 
-    cdef list snapshot(self, int what):
-        """List what is live, the next to leave first (see `walk`)."""
-        cdef list result = []
-        cdef uint32_t s, tick = 0
-        cdef double now_s
-        if self.n_ttl:
-            tick = self.read_clock(&now_s)
-        s = self.walk(PROBATION)
-        # Appending to a list starts no collection, so nothing can change the cache on the way.
-        while s != 0:
-            if self.cause_of(s, tick) != EXPIRED:
-                if what != VALUES:
-                    result.append(<object>self.slots[s].key)
-                if what != KEYS:
-                    result.append(<object>self.slots[s].value)
-            s = self.walk(s)
-        if what == ITEMS:
-            # No comprehension: Cython 3.3 releases its items twice where appending fails.
-            return list(zip(result[::2], result[1::2]))
-        return result
-
     def _check(self):
         """Raise AssertionError if an invariant, named by its number, does not hold. O(slots)."""
-        cdef uint32_t s, used = 0, freed = 0, seen = 0, before = 0, place, n_ttl = 0, n_gc = 0
-        cdef uint32_t queue, where, far, word
-        cdef uint64_t weight = 0, words = 0, total
-        cdef Slot* slot
-        for s in range(FIRST_SLOT, self.high + 1):
-            slot = &self.slots[s]
-            assert (slot.key == NULL) == (slot.value == NULL), f"6: slot {s} is half used"
-            if slot.key == NULL:
-                continue
-            used += 1
-            weight += slot.weight
-            n_ttl += 1 if slot.flags & HAS_TTL else 0
-            n_gc += 1 if slot.flags & HAS_GC else 0
-            if self.weigher is None:
-                assert slot.weight == 1, f"4: slot {s} weighs {slot.weight}"
-            gc = is_gc(slot.key) or is_gc(slot.value)
-            assert gc == bool(slot.flags & HAS_GC), f"5: slot {s} has a wrong HAS_GC"
-            place = index_place(&self.index, slot.hash, s)
-            assert self.index.words[place] != 0, f"3: slot {s} cannot be found"
-            far = place - index_home(&self.index, slot.hash)
-            if place < index_home(&self.index, slot.hash):
-                far += self.index.size
-            word = index_word(&self.index, slot.hash, far, s)
-            assert self.index.words[place] == word, f"3: the word of slot {s} is wrong"
-        for place in range(self.index.size):
-            words += self.index.words[place] != 0
-        assert words == used, f"3: the index holds {words} words for {used} slots"
-        s = self.free
-        while s != 0:
-            assert self.slots[s].key == NULL, f"1: free slot {s} is used"
-            freed += 1
-            assert freed <= self.high, "1: the free chain is circular"
-            s = self.links[s].next
-        assert used + freed == self.high - FIRST_SLOT + 1 <= self.capacity, "1: slots are lost"
-        assert used == self.size <= self.maxsize_, f"1: size {self.size}, used {used}"
-        for queue in range(FIRST_SLOT):
-            total = 0
-            before = queue
-            s = self.links[queue].next
-            while s >= FIRST_SLOT:
-                slot = &self.slots[s]
-                assert slot.key != NULL, f"2: free slot {s} is on queue {queue}"
-                assert self.links[s].prev == before, f"2: the link back from slot {s} is wrong"
-                where = (slot.flags & QUEUE_MASK) >> QUEUE_SHIFT
-                assert where == queue, f"2: slot {s} of queue {queue} thinks it is on {where}"
-                seen += 1
-                assert seen <= used, "2: the queues are too long"
-                total += bulk(slot.weight)
-                before = s
-                s = self.links[s].next
-            assert s == queue and self.links[queue].prev == before, f"2: queue {queue} is open"
-            assert total == self.policy_state.weight[queue], f"2: weight of queue {queue}"
-        assert seen == used, "2: an entry is on no queue"
-        assert weight == self.weight_, f"4: weight {self.weight_}, sum {weight}"
-        if self.weigher is not None:
-            assert self.weight_ <= self.max_weight_, "4: too heavy"
-        assert n_ttl == self.n_ttl, f"5: n_ttl {self.n_ttl}, counted {n_ttl}"
-        assert n_gc == self.n_gc, f"5: n_gc {self.n_gc}, counted {n_gc}"
-        self.check_wheel()
-
-    cdef int check_wheel(self) except -1:
-        """`_check` of invariant 7."""
-        cdef Wheel* w = &self.wheel
-        cdef uint32_t s, i, list_, before, filed = 0, seen = 0
-        cdef int64_t latest
-        cdef bint bit
-        for s in range(FIRST_SLOT, self.high + 1):
-            filed += self.slots[s].flags & FILED != 0
-            if self.slots[s].key != NULL and self.slots[s].flags & HAS_TTL:
-                assert self.slots[s].flags & FILED, f"7: slot {s} is not on the wheel"
-        if w.links == NULL:
-            assert filed == 0, "7: slots are filed without a wheel"
-            return 0
-        assert w.base == self.capacity + FIRST_SLOT, "7: the wheel has another size"
-        for i in range(LISTS):
-            before = list_ = w.base + i
-            s = w.links[list_].next
-            while s != list_:
-                assert FIRST_SLOT <= s <= self.high, f"7: list {i} leads to {s}"
-                assert self.slots[s].flags & FILED, f"7: slot {s} of list {i} is not FILED"
-                assert w.links[s].prev == before, f"7: the link back from slot {s} is wrong"
-                latest = max(w.position, <int64_t>(self.slots[s].expiry >> TICK_BITS))
-                assert wheel_time(w, i) <= latest, f"7: slot {s} is on the later list {i}"
-                seen += 1
-                assert seen <= filed, "7: the lists are too long"
-                before = s
-                s = w.links[s].next
-            assert w.links[list_].prev == before, f"7: list {i} is open"
-            if i < COARSE:
-                bit = (w.seconds[i >> 6] >> (i & 63)) & 1
-            elif i < OVERFLOW:
-                bit = (w.blocks >> (i - COARSE)) & 1
-            assert i >= OVERFLOW or bit == (before != list_), f"7: the bit of list {i} is wrong"
-        assert seen == filed == w.filed, f"7: {w.filed} filed, {seen} on lists, {filed} FILED"
-        return 0
+        check_cache(self)
 
     # -- dumps: what _snapshot.py needs --------------------------------------------------------
 
@@ -1874,47 +1566,7 @@ cdef class Cache:
 
     def _export(self):
         """Return what is live in the order of leaving: keys, values, states, times and policy."""
-        cdef list keys = [], values = [], scores = []
-        cdef double* left = NULL
-        cdef unsigned char* states = NULL
-        cdef double now_s = 0.0
-        cdef uint32_t s, i, tick = 0
-        cdef size_t n = 0
-        if self.n_ttl:
-            tick = self.read_clock(&now_s)
-        try:
-            left = <double*>PyMem_Malloc((<size_t>self.size + 1) * sizeof(double))
-            states = <unsigned char*>PyMem_Malloc(<size_t>self.size + 1)
-            if left == NULL or states == NULL:
-                raise MemoryError(f"no memory to dump {self.size} entries")
-            # Appending to a list starts no collection, so nothing can change the cache here.
-            s = self.walk(PROBATION)
-            while s != 0:
-                if self.cause_of(s, tick) != EXPIRED:
-                    keys.append(<object>self.slots[s].key)
-                    values.append(<object>self.slots[s].value)
-                    states[n] = 0
-                    if self.is_adaptive:
-                        states[n] = policy_count(&self.policy_state, s) << STATE_COUNT
-                        states[n] |= STATE_MARK if self.slots[s].flags & MARK else 0
-                        states[n] |= (self.slots[s].flags & QUEUE_MASK) >> QUEUE_SHIFT
-                    left[n] = -1.0
-                    if self.slots[s].flags & HAS_TTL:
-                        left[n] = self.seconds_left(s, now_s)
-                    n += 1
-                s = self.walk(s)
-            all_states = states[:n]
-            all_left = (<char*>left)[:n * sizeof(double)]
-        finally:
-            PyMem_Free(left)
-            PyMem_Free(states)
-        policy = None
-        if self.adaptive != NULL:
-            for i in range(SHADOWS):
-                scores.append((self.adaptive.shadows[i].share, self.adaptive.shadows[i].score))
-            chosen = self.adaptive.shadows[self.adaptive.best].share
-            policy = (chosen, self.adaptive.asked, tuple(scores))
-        return keys, values, all_states, all_left, policy
+        return cache_export(self)
 
     def _room(self):
         """Return how many entries and how much weight come in freely, and the weigher."""
@@ -1930,136 +1582,15 @@ cdef class Cache:
 
         `passed` seconds have passed since; an adaptive cache will hold about `expected` entries.
         """
-        cdef Py_ssize_t i, n = len(keys)
-        cdef Batch batch = Batch(NULL, 0, 0, False, 0.0, 0.0, False)
-        cdef const unsigned char* state = states
-        cdef const char* times = left
-        cdef bint fresh, placed
-        cdef double ttl
-        cdef uint32_t mixed, weight, turn, s, count = 0
-        if not (n == len(values) == len(states) and len(left) == n * sizeof(double)):
-            raise ValueError("_import: the columns are of different lengths")
-        if not 1 <= expected <= self.maxsize_:
-            raise ValueError(f"_import: expected must be 1 to maxsize, got {expected}")
-        for key in keys:
-            hash_key(key)  # one that cannot be hashed leaves the cache as it was
-        fresh = self.is_adaptive and self.adaptive == NULL and policy is not None
-        if fresh:
-            self.adapt(expected)
-            self.recall(policy)
-        # Without a share of the window all go there, in order; else each to its queue, the
-        # window's last, which the others pass through.
-        placed = self.adaptive != NULL
-        try:
-            for turn in range(FIRST_SLOT if placed else 1):
-                for i in range(n):
-                    if placed and state[i] & 3 != PROTECTED - turn:
-                        continue
-                    memcpy(&ttl, times + i * sizeof(double), sizeof(double))
-                    weight = 1 if weights is None else weights[i]
-                    if ttl >= 0.0:
-                        ttl -= passed
-                        if not ttl > 0.0:
-                            continue
-                    if self.find_live(keys[i], True) != 0 or self.size >= self.maxsize_ or (
-                        self.weigher is not None and self.weight_ + weight > self.max_weight_
-                    ):
-                        continue
-                    mixed = mix_hash(hash_key(keys[i]), self.salt)
-                    s = self.put(keys[i], mixed, values[i], ttl > 0.0, ttl, weight, &batch)
-                    self.sets -= 1
-                    self.place(s, state[i], placed)
-                    count += 1
-        finally:
-            self.release(batch.gone, batch.n)
-            PyMem_Free(batch.gone)
-        if fresh and self.adaptive != NULL:
-            self.recall(policy)  # the entries have filled the shadows, and aged the scores
-        return count
-
-    cdef void place(self, uint32_t s, uint32_t state, bint placed) noexcept:
-        """Give what was just put into slot `s` its queue, mark and count."""
-        if s == 0 or not self.is_adaptive:
-            return
-        if placed:
-            queue_move(&self.policy_state, state & 3, s)
-        self.slots[s].flags &= ~<uint32_t>(COUNT_MASK | MARK)
-        self.slots[s].flags |= ((state >> STATE_COUNT) & 15) << COUNT_SHIFT
-        self.slots[s].flags |= MARK if state & STATE_MARK else 0
-
-    cdef int recall(self, tuple policy) except -1:
-        """Take over what another policy of the same shadows had learnt (see `PolicyState`).
-
-        No more of it than this one's own epochs would hold, lest it take long to learn better.
-        """
-        cdef double chosen = policy[0], asked = policy[1], share, score, scale = 1.0
-        cdef Adaptive* a = self.adaptive
-        cdef double most = 100.0 * <double>(a.epoch_length // a.sample_step)
-        cdef uint32_t i, best = SHADOWS
-        cdef tuple shadows = policy[2]
-        if len(shadows) != SHADOWS:
-            return 0
-        for i in range(SHADOWS):
-            share = shadows[i][0]
-            if share != a.shadows[i].share:
-                return 0
-            if share == chosen:
-                best = i
-        if best == SHADOWS:
-            return 0
-        if asked > most:
-            scale = most / asked
-        for i in range(SHADOWS):
-            score = shadows[i][1]
-            a.shadows[i].score = score * scale
-            a.shadows[i].hits = 0
-        a.asked = asked * scale
-        a.epoch = 0
-        adaptive_follow(a, &self.policy_state, best)
-        return 0
+        return cache_import(
+            self, keys, values, states, left, weights, passed, policy, expected
+        )
 
     cdef double seconds_left(self, uint32_t s, double now_s) noexcept:
         """Return the seconds until slot `s`, which has a time to live, expires."""
         if self.timer_ is None:
             now_s += 1.0 / TICKS + <double>COARSE_SLACK_NS * 1e-9
         return max(0.0, <double>self.slots[s].expiry / TICKS - now_s)
-
-    cdef void forget(self) noexcept:
-        """Become empty without releasing anything; the caller holds the references."""
-        cdef uint32_t queue
-        memset(self.slots, 0, (<size_t>self.high + 1) * sizeof(Slot))
-        memset(self.index.words, 0, <size_t>self.index.size * sizeof(uint32_t))
-        for queue in range(FIRST_SLOT):
-            self.links[queue].prev = self.links[queue].next = queue
-            self.policy_state.weight[queue] = 0
-        self.size = self.free = self.n_ttl = self.n_gc = 0
-        self.high = FIRST_SLOT - 1
-        if self.wheel.links != NULL:
-            wheel_reset(&self.wheel)
-        self.weight_ = 0
-        self.version += 1
-
-    cdef int free_memory(self) except -1:
-        """Release everything for good, without telling the listener."""
-        cdef Slot* slots = self.slots
-        cdef uint32_t high = self.high, s
-        PyMem_Free(self.links)
-        PyMem_Free(self.index.words)
-        lines_free(self.adaptive)
-        lines_free(self.spare)
-        PyMem_Free(self.wheel.links)
-        self.wheel.links = NULL
-        self.adaptive = self.spare = NULL
-        self.slots = NULL
-        self.links = NULL
-        self.index.words = NULL
-        self.size = self.high = 0
-        if slots != NULL:
-            for s in range(FIRST_SLOT, high + 1):
-                Py_XDECREF(slots[s].key)
-                Py_XDECREF(slots[s].value)
-            lines_free(slots)
-        return 0
 
 
 @cython.final
@@ -2106,10 +1637,6 @@ cdef bint holds(list things, object thing) noexcept:
     return False
 
 
-cdef inline bint is_gc(PyObject* thing) noexcept:
-    return PyType_IS_GC(Py_TYPE(thing))
-
-
 cdef inline uint32_t ticks_of(double seconds) noexcept:
     """Return how many ticks cover so many seconds; `ceil` is a call into another library."""
     cdef double ticks = seconds * TICKS
@@ -2124,98 +1651,5 @@ cdef double seconds_of(object now) except? -1.0:
     return check_time(now)
 
 
-cdef int split_pairs(object items, list keys, list values) except -1:
-    """Append what a mapping, or an iterable of (key, value) pairs, holds."""
-    cdef Py_ssize_t i = 0
-    if PyDict_CheckExact(items):
-        for key, value in (<dict>items).items():
-            keys.append(key)
-            values.append(value)
-        return 0
-    if not PyList_CheckExact(items) and hasattr(items, "items"):
-        items = items.items()
-    for item in items:
-        if PyTuple_CheckExact(item) and PyTuple_GET_SIZE(item) == 2:
-            keys.append((<tuple>item)[0])
-            values.append((<tuple>item)[1])
-        else:
-            try:
-                key, value = item
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"set_many item {i} must be a (key, value) pair, got {item!r}"
-                ) from None
-            keys.append(key)
-            values.append(value)
-        i += 1
-    return 0
-
-
-cdef Gone* allocate_gone(Py_ssize_t n) except NULL:
-    cdef Gone* gone = <Gone*>PyMem_Malloc(<size_t>n * sizeof(Gone))
-    if gone == NULL:
-        raise MemoryError(f"no memory to remove {n} entries")
-    return gone
-
-
-cdef Gone* batch_room(Batch* batch, Py_ssize_t n) except NULL:
-    """Return the place for `n` more removed pairs."""
-    cdef Py_ssize_t room = 2 * batch.n + n + ON_STACK
-    cdef Gone* gone
-    if batch.n + n > batch.room:
-        gone = <Gone*>PyMem_Realloc(
-            NULL if batch.fixed else batch.gone, <size_t>room * sizeof(Gone)
-        )
-        if gone == NULL:
-            raise MemoryError(f"no memory to remove {n} entries")
-        if batch.fixed:
-            memcpy(gone, batch.gone, <size_t>batch.n * sizeof(Gone))
-            batch.fixed = False
-        batch.gone = gone
-        batch.room = room
-    return batch.gone + batch.n
-
-
-cdef int arena_traverse(PyObject* self, visitproc visit, void* arg) noexcept:
-    """tp_traverse: what Cython generates, then the arena. Must not touch reference counts."""
-    cdef uint32_t s
-    cdef int answer = base_traverse(self, visit, arg)
-    if answer or not (<Cache>self).n_gc:
-        return answer
-    for s in range(FIRST_SLOT, (<Cache>self).high + 1):
-        if (<Cache>self).slots[s].flags & HAS_GC and (<Cache>self).slots[s].key != NULL:
-            answer = call_visit((<Cache>self).slots[s].key, visit, arg)
-            if answer:
-                return answer
-            answer = call_visit((<Cache>self).slots[s].value, visit, arg)
-            if answer:
-                return answer
-    return 0
-
-
-cdef int arena_clear(PyObject* self) noexcept:
-    """tp_clear: break cycles by emptying the cache; the listener is not told."""
-    cdef Cache cache = <Cache>self
-    cdef Slot* slots
-    cdef uint32_t s, high
-    base_clear(self)
-    if cache.slots == NULL or cache.size == 0:
-        return 0
-    # The arena's references move to a copy, so that destructors find an empty cache.
-    high = cache.high
-    slots = <Slot*>PyMem_Calloc(<size_t>high + 1, sizeof(Slot))
-    if slots == NULL:
-        return 0  # the collector will try again
-    for s in range(FIRST_SLOT, high + 1):
-        slots[s].key = cache.slots[s].key
-        slots[s].value = cache.slots[s].value
-    cache.forget()
-    for s in range(FIRST_SLOT, high + 1):
-        Py_XDECREF(slots[s].key)
-        Py_XDECREF(slots[s].value)
-    PyMem_Free(slots)
-    return 0
-
-
-patch_type(<PyTypeObject*>Cache, arena_traverse, arena_clear)
+collect_arena(Cache)
 Mapping.register(Cache)
