@@ -19,7 +19,7 @@ on more use no longer counts, follow from five shadow caches of sampled keys tha
     1.00                                                    all is window: use of late alone
 
 The rule that would have had the most hits of late serves the cache; another replaces it if it
-leads by 1.5 %. Rules are compared eight times while as many requests come as the cache has entries
+leads by 2 %. Rules are compared eight times while as many requests come as the cache has entries
 and older hits fade by 1 % each time: soon right after a start, steady later on.
 
 Sources: TinyLFU (Einziger, Friedman, Manes, ACM ToS 2017) for admission by estimated frequency;
@@ -61,8 +61,8 @@ cdef enum:
     WARM = 6                # an estimate from which a rejected candidate may win by chance
     CHANCE = 128
     SHADOWS = 5
-    SHADOW_MOST = 2047      # entries of one shadow of a large cache
-    SHADOW_LEAST = 128
+    SHADOW_MOST = 4095      # entries of one shadow of a large cache
+    SHADOW_LEAST = 96
     SHADOW_SHIFT = 5        # of the keys of a large cache at most one in 32 is sampled
     AGING = 20              # counts are halved after so many requests for each entry
     DEFER = 10_000          # smaller caches feed their shadows from the start
@@ -608,7 +608,7 @@ cdef inline void adaptive_request(Adaptive* a, Policy* p, uint32_t hash, bint ro
         h.hits = 0
         if h.score > a.shadows[best].score:
             best = i
-    if best != a.best and a.shadows[best].score > 1.015 * a.shadows[a.best].score:
+    if best != a.best and a.shadows[best].score > 1.02 * a.shadows[a.best].score:
         adaptive_follow(a, p, best)
 
 

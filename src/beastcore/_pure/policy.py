@@ -36,7 +36,7 @@ _WINDOW_TURNS, _VICTIM_TURNS, _DEMOTE_TURNS, _MOVES = 64, 64, 128, 16
 _WARM, _CHANCE = 6, 128
 _RULES = ((0.01, 0), (0.10, 3), (0.35, 0), (0.40, 2), (1.0, 0))
 """What the shadows try: the share of the window, and `Queues.alike`."""
-_SHADOW_MOST, _SHADOW_LEAST, _SHADOW_SHIFT = 2047, 128, 5
+_SHADOW_MOST, _SHADOW_LEAST, _SHADOW_SHIFT = 4095, 96, 5
 _AGING = 20
 
 
@@ -489,7 +489,7 @@ class Adaptive:
             self._busy = False
 
     def _choose(self, queues: Queues[R]) -> None:
-        """Take the rule that served best, if it leads by more than 1.5 %."""
+        """Take the rule that served best, if it leads by more than 2 %."""
         shadows, best = self._shadows, 0
         self._asked = 0.99 * self._asked + float(self._epoch // self.sample_step)
         self._epoch = 0
@@ -498,7 +498,7 @@ class Adaptive:
             shadow.hits = 0
             if shadow.score > shadows[best].score:
                 best = i
-        if best != self._best and shadows[best].score > 1.015 * shadows[self._best].score:
+        if best != self._best and shadows[best].score > 1.02 * shadows[self._best].score:
             self._follow(queues, best)
 
     def _follow(self, queues: Queues[R], best: int) -> None:
