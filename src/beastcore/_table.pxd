@@ -38,8 +38,10 @@ cdef inline void* lines_calloc(size_t n, size_t size) noexcept:
 
     What malloc maps begins 16 bytes into one: every second slot would lie on two lines.
     """
-    cdef char* raw = <char*>PyMem_Calloc(n * size + LINE + sizeof(void*), 1)
-    cdef size_t start
+    cdef size_t start, extra = LINE + sizeof(void*)
+    cdef char* raw = NULL
+    if n <= (~<size_t>0 - extra) // size:  # else more than there are addresses, of 32 bits
+        raw = <char*>PyMem_Calloc(n * size + extra, 1)
     if raw == NULL:
         return NULL
     start = (<size_t>raw + sizeof(void*) + LINE - 1) // LINE * LINE
