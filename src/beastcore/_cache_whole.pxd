@@ -17,6 +17,10 @@ from beastcore._cache_arrays cimport (
 from beastcore._policy cimport PROBATION, policy_share
 from beastcore._removed cimport EXPIRED, EXPLICIT, ON_STACK, Gone, allocate_gone
 
+cdef extern from *:
+    void hide "PyObject_GC_UnTrack"(tuple pair) noexcept
+    void publish "PyObject_GC_Track"(tuple pair) noexcept
+
 cdef enum:
     KEYS = 0
     VALUES = 1
@@ -139,6 +143,7 @@ cdef inline tuple cache_popitem(Cache self):
     cdef uint32_t s, i, n = 0, tick = 0
     cdef double now_s
     cdef tuple pair = PyTuple_New(2)  # first, for nothing may fail once the entry is out
+    hide(pair)  # from `gc.get_objects` until it is filled: the timer may look there
     if self.n_ttl:
         tick = self.read_clock(&now_s)
     s = self.walk(PROBATION)
@@ -155,6 +160,7 @@ cdef inline tuple cache_popitem(Cache self):
         Py_INCREF(<object>self.slots[s].value)
         PyTuple_SET_ITEM(pair, 1, <object>self.slots[s].value)
         self.take(s, EXPLICIT, &gone[n])
+        publish(pair)
     self.release(gone, n + 1 if s != 0 else n)
     if gone != on_stack:
         PyMem_Free(gone)

@@ -441,3 +441,22 @@ class TestTypesThatLie:
         t.mark_pinged([conn])
         clock.advance(0.001)
         assert [stage for _, _, stage in t.sweep()] == [t.EXPIRED]
+
+
+def test_popitem_shows_no_pair_before_it_is_filled(engine: Twin) -> None:
+    """Code that reads an item of such a tuple, found through `gc`, would end the process."""
+    looking = False
+    empty: list[int] = []
+
+    def timer() -> float:
+        if looking:
+            made = [o for o in gc.get_objects() if type(o) is tuple and len(o) == 2]
+            empty.extend(1 for pair in made if not gc.get_referents(pair))
+        return 0.0
+
+    cache = engine.Cache(5, 3, timer=timer)
+    cache["k"] = "v"
+    looking = True
+    pair = cache.popitem()
+    assert pair == ("k", "v")
+    assert empty == []
