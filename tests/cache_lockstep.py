@@ -483,7 +483,7 @@ class Lockstep:
         if not self.large or len(self.history) % self.LARGE == 0:
             self._same([repr(s.items()) for s in self.subjects], "items")
         counters = [
-            (*s.counters(), 0, None, ())
+            (*s.counters(), 0, None, (), 0)
             if isinstance(s, Model)
             else tuple(s.stats()._replace(bytes=0))
             for s in self.subjects

@@ -46,7 +46,7 @@ cdef class Cache:
     cdef object weigher
     cdef uint64_t max_weight_, weight_
     # counters off the hot path
-    cdef uint64_t sets, evictions, expirations, removals, rejections
+    cdef uint64_t sets, evictions, expirations, removals, rejections, listener_errors
     cdef object on_removal
     cdef bint is_plain          # no timer, no weigher, no listener
     cdef str policy_

@@ -188,8 +188,8 @@ from beastcore._validate import (
 
 cdef extern from *:
     """
-    /* Call a removal listener; its failure is not the caller's. */
-    static void beast_tell(PyObject *listener, PyObject *key, PyObject *value, PyObject *cause) {
+    /* Call a removal listener; its failure, answered by 1, is not the caller's. */
+    static int beast_tell(PyObject *listener, PyObject *key, PyObject *value, PyObject *cause) {
         PyObject *answer = NULL;
         int room = 0, i;
         /* A listener that comes back for ever is stopped while there is room for the report. */
@@ -197,12 +197,16 @@ cdef extern from *:
         for (i = 0; i < room; i++) Py_LeaveRecursiveCall();
         if (room == 4)
             answer = PyObject_CallFunctionObjArgs(listener, key, value, cause, NULL);
-        if (answer == NULL) PyErr_WriteUnraisable(listener);
-        else Py_DECREF(answer);
+        if (answer == NULL) {
+            PyErr_WriteUnraisable(listener);
+            return 1;
+        }
+        Py_DECREF(answer);
+        return 0;
     }
     """
-    void tell "beast_tell"(object listener, PyObject* key, PyObject* value,
-                           object cause) noexcept
+    int tell "beast_tell"(object listener, PyObject* key, PyObject* value,
+                          object cause) noexcept
 
 cdef enum:
     RESTARTS = 64
@@ -241,7 +245,7 @@ cdef class Cache:
     timer       a function that returns seconds as a float; by default a monotonic clock.
     on_removal  called as `on_removal(key, value, cause)`, cause a `RemovalCause`, after each
                 operation that removed entries; it may use the cache. An exception that it raises
-                goes to `sys.unraisablehook`.
+                goes to `sys.unraisablehook`, and `stats().listener_errors` counts it.
 
     `get`, `c[k]`, `get_many` and `setdefault` count a hit or a miss; these and writes are uses of
     an entry, which the policy notes. An expired entry is absent everywhere, but `len()` may still
@@ -792,7 +796,8 @@ cdef class Cache:
         if self.on_removal is not None:
             listener = self.on_removal
             for i in range(n):
-                tell(listener, gone[i].key, gone[i].value, <object>CAUSES[gone[i].cause])
+                if tell(listener, gone[i].key, gone[i].value, <object>CAUSES[gone[i].cause]):
+                    self.listener_errors += 1
         for i in range(n):
             Py_XDECREF(gone[i].key)
             Py_XDECREF(gone[i].value)
@@ -1478,13 +1483,14 @@ cdef class Cache:
             self.hits, self.misses, self.sets, self.evictions, self.expirations, self.removals,
             self.rejections, self.size, self.maxsize_, self.weight_,
             self.max_weight_ if weighs else None, arrays + type(self).__basicsize__,
-            window if decides else None, tuple(shadows),
+            window if decides else None, tuple(shadows), self.listener_errors,
         )
 
     def reset_stats(self):
         """Set the counters to zero."""
         self.hits = self.misses = self.sets = 0
         self.evictions = self.expirations = self.removals = self.rejections = 0
+        self.listener_errors = 0
 
     @property
     def maxsize(self):

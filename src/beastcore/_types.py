@@ -74,6 +74,8 @@ class CacheStats(NamedTuple):
     """(share, hit ratio) of each shadow cache of "adaptive": the share of the window, from 0 to 1,
     that it tries, and what its rule would have given of late, from 0 to 1, estimated from a
     sample of the keys. Empty for "lru", and before the first sampled request."""
+    listener_errors: int
+    """Calls of `on_removal` that raised; what they raised went to `sys.unraisablehook`."""
 
     @property
     def hit_rate(self) -> float | None:

@@ -867,8 +867,22 @@ class TestStats:
             max_weight=None,
             window=None,
             shadows=(),
+            listener_errors=0,
         )
         assert stats.bytes > 0
+
+    def test_a_listener_that_raises_is_counted(
+        self, engine: Twin, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        heard: list[Any] = []
+        monkeypatch.setattr(sys, "unraisablehook", heard.append)
+        cache = fill(engine.Cache(9, on_removal=lambda key, value, cause: 1 // key), 3)
+        cache.delete_many([0, 1])
+        cache[2] = 5
+        del cache[2]
+        assert cache.stats().listener_errors == len(heard) == 1
+        cache.reset_stats()
+        assert cache.stats().listener_errors == 0
 
     def test_only_these_count_lookups(self, engine: Twin) -> None:
         cache = fill(engine.Cache(9), 3)

@@ -159,7 +159,8 @@ class Cache(Generic[K, V]):
         returns monotonic seconds as a float; the default is the system's monotonic clock
     `on_removal`
         called as `on_removal(key, value, cause)` after the operation that removed the entry is
-        complete, in the order of removal. What it raises goes to `sys.unraisablehook`
+        complete, in the order of removal. What it raises goes to `sys.unraisablehook`, and
+        `stats().listener_errors` counts it
 
     Every operation on one key takes O(1) time. An error raised by a key's `__hash__` or `__eq__`,
     the weigher or the timer leaves the cache as it was. Where a key's `__eq__` changes the cache,
@@ -172,7 +173,8 @@ class Cache(Generic[K, V]):
         *("_is_adaptive", "_adaptive", "_salt", "_slack", "_moves"),
         *("_wheel", "_spare", "_telling"),
         *("_maxsize", "_max_weight", "_limit", "_hits", "_misses", "_sets"),
-        *("_evictions", "_expirations", "_removals", "_rejections", "__weakref__"),
+        *("_evictions", "_expirations", "_removals", "_rejections"),
+        *("_listener_errors", "__weakref__"),
     )
 
     __hash__: ClassVar[None]  # type: ignore[assignment]
@@ -750,12 +752,14 @@ class Cache(Generic[K, V]):
             bytes=size,
             window=None if self._adaptive is None else self._queues.window_target,
             shadows=() if self._adaptive is None else self._adaptive.ratios(),
+            listener_errors=self._listener_errors,
         )
 
     def reset_stats(self) -> None:
         """Set the counters to 0."""
         self._hits = self._misses = self._sets = 0
         self._evictions = self._expirations = self._removals = self._rejections = 0
+        self._listener_errors = 0
 
     # -- the clock -----------------------------------------------------------------------------
 
@@ -1219,6 +1223,7 @@ class Cache(Generic[K, V]):
                 try:
                     callback(key, value, cause)
                 except BaseException as error:  # noqa: BLE001 - as from a finalizer: to the hook
+                    self._listener_errors += 1
                     report_unraisable(error, callback)
         finally:
             self._telling -= 1
