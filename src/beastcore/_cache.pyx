@@ -230,7 +230,7 @@ cdef class Cache:
 
     maxsize     most entries held, 1 to 2**30.
     ttl         seconds until an entry expires, unless `set` says otherwise; None (or inf) never.
-                Resolution 1/64 s; an entry never expires early, and at most 1/16 s late.
+                Resolution 1/64 s; an entry never expires early, and at most 1/15 s late.
     policy      "adaptive" (the default) keeps what is used often or recently, whichever serves
                 this cache better; it may let a newcomer leave at once, with cause SIZE, which
                 `stats().rejections` counts. "lru" evicts the least recently used entry, within

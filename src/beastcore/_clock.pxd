@@ -2,7 +2,8 @@
 
 `clock_coarse_ns` is the cheap one: it may lag behind `clock_precise_ns` by its granularity (1 to
 10 ms on Linux, up to 16 ms on Windows), but never runs backwards or ahead. Callers that promise
-"never early" add COARSE_SLACK_NS to a deadline that they computed from it.
+"never early" add COARSE_SLACK_NS to a deadline that they computed from it: its lag, and the time
+that the system takes to update it.
 """
 
 from libc.stdint cimport int64_t
@@ -15,7 +16,7 @@ cdef extern from *:
       #define WIN32_LEAN_AND_MEAN
       #endif
       #include <windows.h>
-      #define BEAST_COARSE_SLACK_NS 16000000LL
+      #define BEAST_COARSE_SLACK_NS 17000000LL
       static inline int64_t beast_precise_ns(void) {
           LARGE_INTEGER now, freq;
           QueryPerformanceCounter(&now);
@@ -29,7 +30,7 @@ cdef extern from *:
     #else
       #include <time.h>
       #if defined(CLOCK_MONOTONIC_COARSE)
-        #define BEAST_COARSE_SLACK_NS 10000000LL
+        #define BEAST_COARSE_SLACK_NS 11000000LL
       #else
         #define BEAST_COARSE_SLACK_NS 0LL
       #endif
