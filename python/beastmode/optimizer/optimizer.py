@@ -422,7 +422,7 @@ class BeastModeOptimizer:
         self, request: Request, source: Source, versions: list[int] | None, began: int
     ) -> Response:
         units = commit_units(request.operations)
-        self._tally.write(perf_counter_ns() - began, units, 1)
+        self._tally.write(perf_counter_ns() - began, units)
         return Response(source, versions=versions)
 
     def _beat(self, began: int) -> Response:

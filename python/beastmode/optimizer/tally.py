@@ -47,10 +47,10 @@ class Tally:
             self._without_store += without_store
         self.meter.count_baseline(reads=billed)
 
-    def write(self, elapsed_ns: int, units: Units, calls: int) -> None:
+    def write(self, elapsed_ns: int, units: Units) -> None:
         """Count an acknowledged write and what it would have been billed straight."""
         self.histograms["write"].record(elapsed_ns)
-        self.meter.count_baseline(writes=units.writes, deletes=units.deletes, calls=calls)
+        self.meter.count_baseline(writes=units.writes, deletes=units.deletes, calls=1)
 
     def end(self, kind: str, elapsed_ns: int) -> None:
         """Count a request that read and wrote nothing."""
