@@ -68,13 +68,13 @@ def leaking(operations: list[Callable[[], object]]) -> list[str]:
         grown: list[tuple[int, ...]] = []
         # One object, reference or 16 bytes lost each time show in every round; free lists do not.
         limits = (60, 1500, 60)
-        while len(grown) < 5:
+        for _ in range(5):
             now = measure()
             grown.append(tuple(a - b for a, b in zip(now, before, strict=True)))
             before = now
             if not any(rise > most for rise, most in zip(grown[-1], limits, strict=True)):
                 break
-        tracemalloc.stop()
-        if len(grown) == 5:
+        else:
             found.append(f"{operation.__name__}: grew by (blocks, bytes, references) {grown}")
+        tracemalloc.stop()
     return found

@@ -30,7 +30,10 @@ from pathlib import Path
 
 from builds import ROOT, Missing, build_debug, build_sanitized, runtime
 
-LEAK_SCRIPTS = ["batch_leaks.py", "connections_leaks.py", "latency_leaks.py", "memo_leaks.py"]
+LEAK_SCRIPTS = [
+    *("batch_leaks.py", "connections_leaks.py", "latency_leaks.py"),
+    *("memo_leaks.py", "memo_options_leaks.py"),
+]
 PROVOKING = ["hazards", "hostile", "threads", "collisions"]
 """The files of tests/engine that --fast runs, with every failing allocation."""
 QUARANTINE = "tests/engine/test_memo_methods.py::test_a_new_object_at_the_address_of_a_dead_one"
