@@ -68,7 +68,7 @@ def leaking(operations: list[Callable[[], object]]) -> list[str]:
         grown: list[tuple[int, ...]] = []
         # One object, reference or 16 bytes lost each time show in every round; free lists do not.
         limits = (60, 1500, 60)
-        for _ in range(5):
+        for _ in range(10):  # what warms up by and by is given time to
             now = measure()
             grown.append(tuple(a - b for a, b in zip(now, before, strict=True)))
             before = now
