@@ -97,6 +97,7 @@ cdef class Cache:
                          uint32_t expiry, uint32_t weight) noexcept
     cdef inline void fill_slot(self, uint32_t s, object value, bint has_ttl, uint32_t expiry,
                                uint32_t weight) noexcept
+    cdef inline void fetch_ahead(self) noexcept
     cdef inline void foresee(self, uint32_t queue) noexcept
     cdef Py_ssize_t leaving(self, uint32_t s, uint32_t weight) noexcept
     cdef bint must_adapt(self, uint32_t weight) noexcept

@@ -215,6 +215,7 @@ cdef enum:
     SWEEP = 1024            # entries that `expire` removes before it tells the listener
 
 cdef double TICKS = 64.0
+cdef double LAG = 1.0 / 64.0 + <double>COARSE_SLACK_NS * 1e-9  # of the built-in clock, in seconds
 cdef double LONGEST_TTL = _MAX_TTL
 cdef int64_t REBASE_TICK = 0x80000000
 cdef tuple CAUSES = (
@@ -372,7 +373,7 @@ cdef class Cache:
 
         The tick may be nearly over, and the clock behind.
         """
-        return ticks_of(ttl + (1.0 / TICKS + <double>COARSE_SLACK_NS * 1e-9))
+        return ticks_of(ttl + LAG)
 
     cdef int deadline(self, double now_s, double ttl, uint32_t* tick) except -1:
         """Set the first tick at which an entry stored now with `ttl` is expired."""
@@ -858,9 +859,7 @@ cdef class Cache:
         self.take(victim, self.cause_of(victim, tick), &gone)
         if self.is_adaptive:
             policy_overflow(&self.policy_state)
-        if self.capacity >= ROOMY:
-            self.foresee(WINDOW)
-            self.foresee(PROBATION)
+        self.fetch_ahead()
         Py_XDECREF(gone.key)
         Py_XDECREF(gone.value)
         return 0
@@ -945,11 +944,15 @@ cdef class Cache:
             out.n += 1
         if self.is_adaptive:
             policy_overflow(&self.policy_state)
+        self.fetch_ahead()
+        self.hand_out(batch, out)
+        return <int>s
+
+    cdef inline void fetch_ahead(self) noexcept:
+        """Fetch what the next eviction of a large, full cache reads."""
         if self.capacity >= ROOMY and self.size == self.maxsize_:
             self.foresee(WINDOW)
             self.foresee(PROBATION)
-        self.hand_out(batch, out)
-        return <int>s
 
     cdef inline void foresee(self, uint32_t queue) noexcept:
         """Fetch ahead what the next eviction reads of a queue's oldest, and the one after it."""
@@ -1595,7 +1598,7 @@ cdef class Cache:
     cdef double seconds_left(self, uint32_t s, double now_s) noexcept:
         """Return the seconds until slot `s`, which has a time to live, expires."""
         if self.timer_ is None:
-            now_s += 1.0 / TICKS + <double>COARSE_SLACK_NS * 1e-9
+            now_s += LAG
         return max(0.0, <double>self.slots[s].expiry / TICKS - now_s)
 
 
