@@ -29,6 +29,7 @@ OWNERS = {
     "google": ("stores/firestore/",),
     "grpc": ("stores/firestore/",),
     "psutil": ("process.py",),
+    "pytest": ("testing/pytest_plugin.py",),
     "redis": ("shared/",),
     "picows": ("gateway/",),
     "uvloop": ("gateway/",),
