@@ -5,11 +5,13 @@
     with start_emulator() as emulator:
         store = FirestoreStore("a-project", emulator_host=emulator.host)
 
-`beastmode.testing.pytest_plugin` has fixtures made of it. Standard library only.
+`FaultProxy` stands between a store and its server and breaks connections. What
+`beastmode.testing.pytest_plugin` has are fixtures made of these. Standard library only.
 """
 
 from __future__ import annotations
 
 from beastmode.testing.emulator import Emulator, EmulatorMissing, fresh_project, start_emulator
+from beastmode.testing.proxy import FaultProxy
 
-__all__ = ["Emulator", "EmulatorMissing", "fresh_project", "start_emulator"]
+__all__ = ["Emulator", "EmulatorMissing", "FaultProxy", "fresh_project", "start_emulator"]
