@@ -238,7 +238,7 @@ def test_every_module_below_the_faces_imports_without_an_extra(
     run: Callable[..., object], root: Path
 ) -> None:
     faces = {"__main__", "commands", "dashboard", "demo", "gateway", "loadtest", "metrics"}
-    foreign = {"firestore", "shared"}
+    foreign = {"shared"}
     names = ["beastmode"]
     for path in sorted((root / LAYER).rglob("*.py")):
         parts = path.relative_to(root / LAYER).with_suffix("").parts

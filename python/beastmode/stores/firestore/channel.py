@@ -1,0 +1,209 @@
+"""Where Firestore is, and a gRPC channel to it: `Place`, `Connection`, `AsyncConnection`.
+
+The channel reconnects within a second of the server's return: gRPC's own delays grow to two
+minutes and are shared by all channels of a process, so ours has its own pool of connections.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from beastmode.errors import ConfigError
+from beastmode.stores.firestore._google import Google
+
+__all__ = ["AsyncConnection", "Connection", "Place", "find_place"]
+
+EMULATOR_VARIABLE: Final = "FIRESTORE_EMULATOR_HOST"
+PRODUCTION: Final = "firestore.googleapis.com"
+_EMULATOR_PROJECT: Final = "google-cloud-firestore-emulator"
+_SERVICE: Final = "/google.firestore.v1.Firestore/"
+_NO_CREDENTIALS: Final = (
+    "no Google credentials were found ({error}); run `gcloud auth application-default login`, or "
+    "set GOOGLE_APPLICATION_CREDENTIALS to a service account's key file, or pass credentials=...; "
+    f"for the emulator set {EMULATOR_VARIABLE} or pass emulator_host='localhost:8080'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One database of one project, and how to reach it; made by `find_place`."""
+
+    project: str
+    database_id: str
+    target: str
+    """The server as "host:port"."""
+    credentials: Any
+    """Google's credentials; None for the emulator."""
+    keepalive_s: float
+
+    @property
+    def is_emulator(self) -> bool:
+        """Whether this is an emulator, reached without encryption and credentials."""
+        return self.credentials is None
+
+    @property
+    def database(self) -> str:
+        """The database's full name: "projects/P/databases/D"."""
+        return f"projects/{self.project}/databases/{self.database_id}"
+
+    @property
+    def documents(self) -> str:
+        """What every document's full name begins with, the slash included."""
+        return f"{self.database}/documents/"
+
+    def metadata(self, google: Google, parameter: str = "database", value: str = "") -> Any:
+        """Return the metadata of a call that is routed by a field of its request."""
+        routed = quote(value or self.database, safe="")
+        pairs = [
+            ("google-cloud-resource-prefix", self.database),
+            ("x-goog-request-params", f"{parameter}={routed}"),
+            *google.client_metadata,
+        ]
+        if self.is_emulator:
+            pairs.append(("authorization", "Bearer owner"))
+        return tuple(pairs)
+
+    def options(self) -> list[tuple[str, Any]]:
+        """Return the options of a channel."""
+        return [
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 500),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.keepalive_time_ms", round(self.keepalive_s * 1000)),
+            ("grpc.keepalive_timeout_ms", 3000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+        ]
+
+
+def find_place(
+    google: Google,
+    project: str | None,
+    database: str,
+    *,
+    credentials: Any = None,
+    emulator_host: str | None = None,
+    endpoint: str | None = None,
+    keepalive_s: float = 30.0,
+) -> Place:
+    """Return where the store's documents are, found as Google's own client finds it.
+
+    An emulator, given or named by FIRESTORE_EMULATOR_HOST, needs no credentials. Without one they
+    come from the environment (`google.auth.default`), which may take some seconds where there are
+    none. Raises ConfigError where there are none, or no project.
+    """
+    _check_name("project", project, optional=True)
+    _check_name("database", database)
+    _check_name("emulator_host", emulator_host, optional=True)
+    _check_name("endpoint", endpoint, optional=True)
+    host = emulator_host or os.environ.get(EMULATOR_VARIABLE)
+    project = project or os.environ.get("GOOGLE_CLOUD_PROJECT") or os.environ.get("GCLOUD_PROJECT")
+    if host:
+        return Place(project or _EMULATOR_PROJECT, database, host, None, keepalive_s)
+    found: str | None = None
+    if credentials is None:
+        try:
+            credentials, found = google.default_credentials(scopes=google.scopes)
+        except google.NoCredentials as error:
+            raise ConfigError(_NO_CREDENTIALS.format(error=error)) from error
+    project = project or found or getattr(credentials, "project_id", None)
+    if not project:
+        raise ConfigError(
+            "no project is given, and neither GOOGLE_CLOUD_PROJECT nor the credentials name one"
+        )
+    return Place(project, database, endpoint or PRODUCTION, credentials, keepalive_s)
+
+
+def _check_name(name: str, value: object, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, str) or not value or "/" in value:
+        raise ConfigError(f"{name} must be a non-empty str without '/', got {value!r}")
+
+
+class _Calls:
+    """The calls of one channel, as gRPC's own callables over raw messages."""
+
+    def __init__(self, google: Google, place: Place, channel: Any) -> None:
+        self.google = google
+        self.place = place
+        self.database = place.database
+        self.documents = place.documents
+        self.metadata = place.metadata(google)
+        self.channel = channel
+        self.batch_get = channel.unary_stream(
+            f"{_SERVICE}BatchGetDocuments",
+            google.BatchGetDocumentsRequest.SerializeToString,
+            google.BatchGetDocumentsResponse.FromString,
+        )
+        self.run_query = channel.unary_stream(
+            f"{_SERVICE}RunQuery",
+            google.RunQueryRequest.SerializeToString,
+            google.RunQueryResponse.FromString,
+        )
+        self.commit = channel.unary_unary(
+            f"{_SERVICE}Commit",
+            google.CommitRequest.SerializeToString,
+            google.CommitResponse.FromString,
+        )
+        self._listen = channel.stream_stream(
+            f"{_SERVICE}Listen",
+            google.ListenRequest.SerializeToString,
+            google.ListenResponse.FromString,
+        )
+
+
+class Connection(_Calls):
+    """A channel for calls from threads.
+
+    `batch_get`, `run_query` and `commit` take a raw request, `timeout` (seconds) and `metadata`;
+    they raise `grpc.RpcError`. Connecting happens in the background, when the first call needs it.
+    """
+
+    def __init__(self, google: Google, place: Place) -> None:
+        # A stream of answers to one request is read by its caller, not by a thread of its own.
+        single = google.grpc.experimental.ChannelOptions.SingleThreadedUnaryStream
+        options = [*place.options(), (single, 1)]
+        if place.is_emulator:
+            channel = google.grpc.insecure_channel(place.target, options)
+        else:
+            channel = google.create_channel(
+                place.target, credentials=place.credentials, options=options
+            )
+        super().__init__(google, place, channel)
+
+    def listen(self, requests: Iterator[Any]) -> Any:
+        """Open a Listen stream: iterate what it returns for raw `ListenResponse` messages.
+
+        `requests` gives raw `ListenRequest` messages from a thread of gRPC and must end when the
+        stream is to end; the returned call has `cancel()`.
+        """
+        return self._listen(requests, metadata=self.metadata)
+
+    def close(self) -> None:
+        """Close the channel; calls that run fail with CANCELLED. Idempotent."""
+        self.channel.close()
+
+
+class AsyncConnection(_Calls):
+    """A channel for the calls of one event loop, the running one."""
+
+    def __init__(self, google: Google, place: Place) -> None:
+        if place.is_emulator:
+            channel = google.aio.insecure_channel(place.target, place.options())
+        else:
+            channel = google.create_aio_channel(
+                place.target, credentials=place.credentials, options=place.options()
+            )
+        super().__init__(google, place, channel)
+
+    async def close(self) -> None:
+        """Close the channel; calls that run are cancelled. Idempotent."""
+        await self.channel.close()
