@@ -39,10 +39,22 @@ from beastmode.stores.documents import (
 )
 from beastmode.stores.sqlite import SQLiteStore
 from beastmode.stores.threaded import ThreadedAsyncStore
+from beastmode.stores.transforms import (
+    SERVER_TIMESTAMP,
+    ArrayRemove,
+    ArrayUnion,
+    Increment,
+    Maximum,
+    Minimum,
+)
+from beastmode.stores.values import GeoPoint, Reference, Timestamp, Vector
 from beastmode.sync import BeastModeRealTimeSync
 
 __all__ = [
     "DELETE_FIELD",
+    "SERVER_TIMESTAMP",
+    "ArrayRemove",
+    "ArrayUnion",
     "AsyncStore",
     "BeastError",
     "BeastModeBatcher",
@@ -55,13 +67,18 @@ __all__ = [
     "Delete",
     "Document",
     "Filter",
+    "GeoPoint",
+    "Increment",
+    "Maximum",
     "Merge",
+    "Minimum",
     "Operation",
     "Order",
     "PerformanceStats",
     "Precondition",
     "Prices",
     "Query",
+    "Reference",
     "Request",
     "Response",
     "Rule",
@@ -70,6 +87,8 @@ __all__ = [
     "Store",
     "Target",
     "ThreadedAsyncStore",
+    "Timestamp",
     "Update",
+    "Vector",
     "__version__",
 ]

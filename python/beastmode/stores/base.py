@@ -18,7 +18,7 @@ from math import inf, isnan
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from beastmode.errors import ConfigError, RequestError, StoreTimeout
-from beastmode.stores.documents import Document, Operation, check_collection, check_path
+from beastmode.stores.documents import Document, Operation, check_collection, check_path, freeze
 
 __all__ = [
     "AsyncStore",
@@ -65,6 +65,8 @@ class Filter:
         if self.op not in get_args(FilterOp):
             allowed = ", ".join(get_args(FilterOp))
             raise RequestError(f"a Filter's op must be one of {allowed}; got {self.op!r}")
+        # A value of Google's client becomes our own, and later changes of a list do not count.
+        object.__setattr__(self, "value", freeze(self.value))
         if self.op in ("in", "not-in") and not isinstance(self.value, (list, tuple)):
             raise RequestError(f"a Filter with op {self.op!r} takes a list, got {self.value!r}")
 

@@ -8,10 +8,15 @@ one field whose name starts with a dollar sign:
 | nan, inf, -inf         | `{"$f": "nan"}`                          |
 | bytes                  | `{"$b": "aGk="}`, base64                 |
 | datetime (aware)       | `{"$t": "2024-05-01T12:00:00.000000+00:00"}`, always UTC |
+| Timestamp              | `{"$t": "2024-05-01T12:00:00.000000001+00:00"}`, nine digits if needed |
+| GeoPoint               | `{"$g": [48.1, 11.6]}`, latitude and longitude |
+| Reference              | `{"$r": ["users/7", null, null]}`, path, project, database |
+| Vector                 | `{"$v": [0.5, 1.0]}`                     |
 | a map `{"$x": value}`  | `{"$$x": value}`                         |
 
 The last line is what makes every map come back: a map of one field whose name starts with a
-dollar sign gains another one, so a user's `{"$b": "x"}` is never taken for bytes. The document
+dollar sign gains another one, so a user's `{"$b": "x"}` is never taken for bytes. Times sort as
+their texts do, because a plus sign comes before all digits. The document
 itself is always a map and is written as it is. Integers are those of 64 bits with a sign and maps
 nest `MAX_DEPTH` deep, so that SQLite reads the same values out of the text as Python does.
 """
@@ -27,9 +32,13 @@ from typing import Any, Final
 
 from beastmode.errors import RequestError, StoreCorrupt
 from beastmode.stores.documents import MAX_DEPTH, FrozenDict, freeze
+from beastmode.stores.foreign import adopted
+from beastmode.stores.transforms import Transform
+from beastmode.stores.values import GeoPoint, Reference, Timestamp, Vector, split_time, time_of
 
-__all__ = ["decode", "decode_frozen", "encode", "normal", "same_content"]
+__all__ = ["decode", "decode_frozen", "encode", "normal", "same_content", "time_text"]
 
+_NANO_TEXT: Final = len("2024-05-01T12:00:00.000000001+00:00")
 _INT_MAX: Final = 2**63 - 1
 _INT_MIN: Final = -(2**63)
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -95,6 +104,15 @@ def normal(value: Any, what: str) -> Any:
     return _decode(_loads(_dumps(_encode(value, what, "", 1))))
 
 
+def time_text(value: datetime) -> str:
+    """Return the text of an aware time in UTC; texts sort as their times do."""
+    return value.isoformat(timespec="microseconds" if not _below(value) else "nanoseconds")
+
+
+def _below(value: datetime) -> int:
+    return value.nanosecond % 1000 if type(value) is Timestamp else 0
+
+
 def _encode(value: Any, field: str, path: str, depth: int) -> Any:
     kind = type(value)
     if kind is str:
@@ -131,8 +149,19 @@ def _encode(value: Any, field: str, path: str, depth: int) -> Any:
 
 
 def _encode_other(value: Any, field: str, path: str, depth: int) -> Any:
+    value = adopted(value)
+    kind = type(value)
     if isinstance(value, datetime):
-        return {"$t": _utc(value, field, path).isoformat(timespec="microseconds")}
+        return {"$t": time_text(_utc(value, field, path))}
+    if kind is GeoPoint:
+        return {"$g": [value.latitude, value.longitude]}
+    if kind is Reference:
+        for text in (value.path, value.project, value.database):
+            if text is not None:
+                _check_text(text, field, path)
+        return {"$r": [value.path, value.project, value.database]}
+    if kind is Vector:
+        return {"$v": [_encode(item, field, path, depth) for item in value.values]}
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {"$b": base64.b64encode(value).decode("ascii")}
     # Enumerations and other subclasses are kept as the plain value they stand for.
@@ -142,11 +171,15 @@ def _encode_other(value: Any, field: str, path: str, depth: int) -> Any:
         return _encode(int.__int__(value), field, path, depth)
     if isinstance(value, float):
         return _encode(float.__float__(value), field, path, depth)
+    if isinstance(value, Transform):
+        raise _refused(
+            path, field, f"{value!r} stands for what the store works out, and is no value itself"
+        )
     raise _refused(
         path,
         field,
-        f"a {type(value).__name__} cannot be kept; allowed are None, bool, int, float, str, "
-        "bytes, aware datetime, list and dict",
+        f"a {kind.__name__} cannot be kept; allowed are None, bool, int, float, str, "
+        "bytes, aware datetime, list, dict, GeoPoint, Reference and Vector",
     )
 
 
@@ -167,14 +200,27 @@ def _decode(value: Any) -> Any:
 
 def _decode_tag(key: str, item: Any) -> Any:
     if key == "$t":
-        return datetime.fromisoformat(item).astimezone(UTC)
+        return _time(item)
     if key == "$b":
         return base64.b64decode(item, validate=True)
     if key == "$f":
         return float(item)
     if key[:2] == "$$":
         return {key[1:]: _decode(item)}
+    if key == "$g":
+        return GeoPoint(*item)
+    if key == "$r":
+        return Reference(*item)
+    if key == "$v":
+        return Vector(_decode(item))
     raise ValueError(f"the tag {key!r} is unknown")
+
+
+def _time(text: str) -> datetime:
+    plain = datetime.fromisoformat(text).astimezone(UTC)
+    if len(text) == _NANO_TEXT:
+        return time_of(split_time(plain)[0], int(text[20:29]))
+    return plain
 
 
 def _utc(value: datetime, field: str, path: str) -> datetime:
@@ -182,8 +228,8 @@ def _utc(value: datetime, field: str, path: str) -> datetime:
         raise _refused(
             path, field, f"a datetime needs a time zone (tzinfo), got the naive {value!r}"
         )
-    if getattr(value, "nanosecond", 0) % 1000:
-        raise _refused(path, field, f"times are kept to the microsecond, got {value!r}")
+    if type(value) is not Timestamp and getattr(value, "nanosecond", 0) % 1000:
+        raise _refused(path, field, f"times with nanoseconds are kept as Timestamp, got {value!r}")
     try:
         return value.astimezone(UTC)
     except OverflowError as error:

@@ -4,17 +4,31 @@ A document is a path (`collection/id`, or deeper: an even number of parts), a ma
 and a version. What a `Document` holds is read-only all the way down, because one object may be
 handed to thousands of readers; `to_dict()` makes a copy that the caller owns. Operations follow
 Firestore's semantics: `Set` replaces, `Merge` merges maps, `Update` changes fields of an
-existing document by dotted path, `Delete` removes.
+existing document by dotted path, `Delete` removes. Their fields may be transforms, which are
+worked out last: `Set` has replaced the document and `Update` a map before they look.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import pairwise
 from typing import Any, Final, NoReturn
 
 from beastmode.errors import DocumentMissing, RequestError
+from beastmode.stores.foreign import adopted
+from beastmode.stores.ordering import order_key
+from beastmode.stores.paths import check_collection, check_path, collection_of
+from beastmode.stores.transforms import (
+    DELETE_FIELD,
+    ArrayRemove,
+    ArrayUnion,
+    Transform,
+    transformed,
+)
+from beastmode.stores.values import GeoPoint, Reference, Timestamp, Vector
 
 __all__ = [
     "DELETE_FIELD",
@@ -35,13 +49,16 @@ __all__ = [
     "combine",
     "detached",
     "freeze",
+    "has_transforms",
     "thaw",
 ]
 
 MAX_DEPTH: Final = 100
 """How deep maps and lists may nest in a document."""
 
-_SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
+_SCALARS: Final = frozenset(
+    {str, int, float, bool, bytes, type(None), datetime, Timestamp, GeoPoint, Reference, Vector}
+)
 
 
 def _read_only(self: object, *_args: object, **_kwargs: object) -> NoReturn:
@@ -81,7 +98,10 @@ class FrozenList(list[Any]):
 
 
 def freeze(value: Any) -> Any:
-    """Return `value` with every map and list in it replaced by a read-only one; O(size)."""
+    """Return `value` with every map and list in it replaced by a read-only one; O(size).
+
+    Values of Google's client become our own (see `foreign.adopted`), bytearrays bytes.
+    """
     kind = type(value)
     if kind in _SCALARS or kind is FrozenDict or kind is FrozenList:
         return value
@@ -91,7 +111,10 @@ def freeze(value: Any) -> Any:
         return FrozenList(freeze(item) for item in value)
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
-    return value
+    ours = adopted(value)
+    if isinstance(ours, (ArrayUnion, ArrayRemove)):
+        return type(ours)(tuple(freeze(item) for item in ours.values))
+    return ours
 
 
 def detached(operation: Operation) -> Operation:
@@ -161,68 +184,50 @@ class Precondition:
             raise RequestError(f"a Precondition's version must be an int, got {version!r}")
 
 
-class _DeleteField:
-    """The type of `DELETE_FIELD`."""
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """An operation that has fields."""
 
-    __slots__ = ()
+    path: str
+    data: Mapping[str, Any]
+    precondition: Precondition | None = None
+    transforms: bool = field(init=False, repr=False, compare=False)
+    """Whether a field is a transform."""
 
-    def __repr__(self) -> str:
-        return "DELETE_FIELD"
-
-    def __copy__(self) -> _DeleteField:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _DeleteField:
-        return self
-
-
-DELETE_FIELD: Final = _DeleteField()
-"""As a value in `Merge` or `Update`: removes the field. Compare with `is`."""
+    def __post_init__(self) -> None:
+        what = type(self).__name__
+        check_path(self.path)
+        if not isinstance(self.data, Mapping):
+            raise RequestError(f"{what} takes a mapping of fields, got {self.data!r}")
+        seen = _Seen(what)
+        seen.look_at(self.data, 1)
+        if seen.foreign:
+            object.__setattr__(self, "data", freeze(self.data))
+        object.__setattr__(self, "transforms", seen.transforms)
+        _check_precondition(self.precondition, what)
 
 
 @dataclass(frozen=True, slots=True)
-class Set:
+class Set(_Write):
     """Replace the whole document, or create it."""
 
-    path: str
-    data: Mapping[str, Any]
-    precondition: Precondition | None = None
-
-    def __post_init__(self) -> None:
-        check_path(self.path)
-        _check_data(self.data, "Set")
-        _check_precondition(self.precondition, "Set")
-
 
 @dataclass(frozen=True, slots=True)
-class Merge:
+class Merge(_Write):
     """Merge fields into the document, maps recursively, or create it."""
 
-    path: str
-    data: Mapping[str, Any]
-    precondition: Precondition | None = None
-
-    def __post_init__(self) -> None:
-        check_path(self.path)
-        _check_data(self.data, "Merge")
-        _check_precondition(self.precondition, "Merge")
-
 
 @dataclass(frozen=True, slots=True)
-class Update:
+class Update(_Write):
     """Replace fields of an existing document; keys are dotted paths such as `address.city`."""
 
-    path: str
-    data: Mapping[str, Any]
-    precondition: Precondition | None = None
-
     def __post_init__(self) -> None:
-        check_path(self.path)
-        _check_data(self.data, "Update")
-        _check_precondition(self.precondition, "Update")
-        for field in self.data:
-            if not all(field.split(".")):
-                raise RequestError(f"Update of {self.path!r} has an empty field name in {field!r}")
+        _Write.__post_init__(self)
+        for name in self.data:
+            if not all(name.split(".")):
+                raise RequestError(f"Update of {self.path!r} has an empty field name in {name!r}")
+        if self.transforms:
+            _check_apart(self.path, self.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,35 +245,9 @@ class Delete:
 Operation = Set | Merge | Update | Delete
 
 
-def check_path(path: object) -> str:
-    """Return `path` if it names a document: an even number of non-empty parts."""
-    if not isinstance(path, str):
-        raise RequestError(f"a document path must be a str such as 'users/7', got {path!r}")
-    parts = path.split("/")
-    if len(parts) % 2 or not all(parts):
-        raise RequestError(
-            f"a document path must have an even number of non-empty parts such as 'users/7', "
-            f"got {path!r}"
-        )
-    return path
-
-
-def check_collection(path: object) -> str:
-    """Return `path` if it names a collection: an odd number of non-empty parts."""
-    if not isinstance(path, str):
-        raise RequestError(f"a collection path must be a str such as 'users', got {path!r}")
-    parts = path.split("/")
-    if not len(parts) % 2 or not all(parts):
-        raise RequestError(
-            f"a collection path must have an odd number of non-empty parts such as 'users', "
-            f"got {path!r}"
-        )
-    return path
-
-
-def collection_of(path: str) -> str:
-    """Return the collection that the document `path` is in."""
-    return path.rpartition("/")[0]
+def has_transforms(operation: Operation) -> bool:
+    """Return whether what `operation` does depends on the fields it meets, or on the time. O(1)."""
+    return not isinstance(operation, Delete) and operation.transforms
 
 
 def _check_precondition(precondition: object, what: str) -> None:
@@ -276,88 +255,155 @@ def _check_precondition(precondition: object, what: str) -> None:
         raise RequestError(f"{what} takes a Precondition or None, got {precondition!r}")
 
 
-def _check_data(data: object, what: str) -> None:
-    if not isinstance(data, Mapping):
-        raise RequestError(f"{what} takes a mapping of fields, got {data!r}")
-    _check_keys(data, what, 1)
+class _Seen:
+    """What stands in the fields of an operation; RequestError for what may not."""
 
+    __slots__ = ("foreign", "transforms", "what")
 
-def _check_keys(value: object, what: str, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise RequestError(f"{what} takes maps and lists that nest at most {MAX_DEPTH} deep")
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str) or not key:
-                raise RequestError(f"{what} takes field names that are non-empty str, got {key!r}")
-            if type(item) not in _SCALARS:
-                _check_keys(item, what, depth + 1)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            if type(item) not in _SCALARS:
-                _check_keys(item, what, depth + 1)
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.transforms = False
+        self.foreign = False
 
-
-def _merge_into(target: dict[str, Any], fields: Mapping[str, Any]) -> None:
-    for key, value in fields.items():
-        if value is DELETE_FIELD:
-            target.pop(key, None)
-        elif isinstance(value, Mapping) and value:
-            held = target.get(key)
-            if not isinstance(held, dict):
-                held = target[key] = {}
-            _merge_into(held, value)
+    def look_at(self, value: Any, depth: int, *, listed: bool = False) -> None:
+        """Look at a value that is no scalar, at its depth, in a list or not."""
+        if depth > MAX_DEPTH:
+            raise RequestError(
+                f"{self.what} takes maps and lists that nest at most {MAX_DEPTH} deep"
+            )
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                if not isinstance(key, str) or not key:
+                    raise RequestError(
+                        f"{self.what} takes field names that are non-empty str, got {key!r}"
+                    )
+                if type(item) not in _SCALARS:
+                    self.look_at(item, depth + 1, listed=listed)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                if type(item) not in _SCALARS:
+                    self.look_at(item, depth + 1, listed=True)
         else:
-            target[key] = thaw(value)
+            self._look_at_leaf(value, depth, listed)
+
+    def _look_at_leaf(self, value: Any, depth: int, listed: bool) -> None:
+        ours = adopted(value)
+        if ours is not value:
+            self.foreign = True
+        if isinstance(ours, Transform):
+            if listed:
+                raise RequestError(
+                    f"{self.what} takes transforms as fields, not inside lists, got {ours!r} in one"
+                )
+            self.transforms = True
+            if isinstance(ours, (ArrayUnion, ArrayRemove)):
+                self.look_at(ours.values, depth, listed=True)
 
 
-def _update_into(target: dict[str, Any], fields: Mapping[str, Any]) -> None:
-    for dotted, value in fields.items():
-        *parents, last = dotted.split(".")
-        place = target
-        for name in parents:
-            inner = place.get(name)
-            if not isinstance(inner, dict):
-                if value is DELETE_FIELD:
-                    break
-                inner = place[name] = {}
-            place = inner
-        else:
+def _check_apart(path: str, data: Mapping[str, Any]) -> None:
+    """Raise RequestError where one field path leads through another: their order would count."""
+    trails = sorted(name.split(".") for name in data)
+    for one, other in pairwise(trails):
+        if other[: len(one)] == one:
+            raise RequestError(
+                f"Update of {path!r} with transforms takes field paths apart from each other, "
+                f"got {'.'.join(one)!r} and {'.'.join(other)!r}"
+            )
+
+
+_ABSENT: Final = object()
+
+
+class _Writer:
+    """Writes an operation's fields into a document of ordinary dicts and lists."""
+
+    __slots__ = ("_now",)
+
+    def __init__(self, now: datetime | None) -> None:
+        self._now = now
+
+    def value(self, value: Any, held: Any = _ABSENT) -> Any:
+        """Return what a field that holds `held` holds after `value` was written to it."""
+        if type(value) in _SCALARS:
+            return value
+        if isinstance(value, Mapping):
+            return {key: self.value(item) for key, item in value.items()}
+        if isinstance(value, Transform):
+            return thaw(transformed(value, held, self._now, order_key))
+        return thaw(value)
+
+    def merge(self, target: dict[str, Any], fields: Mapping[str, Any]) -> None:
+        """Merge `fields` into `target`, maps recursively."""
+        for key, value in fields.items():
             if value is DELETE_FIELD:
-                place.pop(last, None)
+                target.pop(key, None)
+            elif isinstance(value, Mapping) and value:
+                held = target.get(key)
+                if isinstance(held, dict):
+                    self.merge(held, value)
+                else:
+                    made: dict[str, Any] = {}
+                    self.merge(made, value)
+                    if made:  # what only removes fields makes no map to remove them from
+                        target[key] = made
             else:
-                place[last] = thaw(value)
+                target[key] = self.value(value, target.get(key, _ABSENT))
+
+    def update(self, target: dict[str, Any], fields: Mapping[str, Any]) -> None:
+        """Write `fields`, named by dotted paths, into `target`."""
+        for dotted, value in fields.items():
+            *parents, last = dotted.split(".")
+            place = target
+            for name in parents:
+                inner = place.get(name)
+                if not isinstance(inner, dict):
+                    if value is DELETE_FIELD:
+                        break
+                    inner = place[name] = {}
+                place = inner
+            else:
+                if value is DELETE_FIELD:
+                    place.pop(last, None)
+                else:
+                    place[last] = self.value(value, place.get(last, _ABSENT))
 
 
-def apply(operation: Operation, data: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def apply(
+    operation: Operation, data: Mapping[str, Any] | None, *, now: datetime | None = None
+) -> dict[str, Any] | None:
     """Return what the document's fields are after `operation`; preconditions are not looked at.
 
-    `data` (None: no such document) is not changed. Raises DocumentMissing for an `Update` of a
-    document that does not exist. O(size of the document).
+    `data` (None: no such document) is not changed. `now` is what a `SERVER_TIMESTAMP` becomes,
+    RequestError without it. Raises DocumentMissing for an `Update` of a document that does not
+    exist. O(size of the document).
     """
     if isinstance(operation, Delete):
         return None
+    writer = _Writer(now)
     if isinstance(operation, Set):
-        return {key: thaw(value) for key, value in operation.data.items()}
+        return {key: writer.value(value) for key, value in operation.data.items()}
     result: dict[str, Any] = {} if data is None else thaw(data)
     if isinstance(operation, Merge):
-        _merge_into(result, operation.data)
+        writer.merge(result, operation.data)
         return result
     if data is None:
         raise DocumentMissing(f"Update: there is no document {operation.path!r}")
-    _update_into(result, operation.data)
+    writer.update(result, operation.data)
     return result
 
 
 def combine(older: Operation, newer: Operation) -> Operation | None:
     """Return one operation that does what `older` followed by `newer` does, or None.
 
-    None where the two must stay two: any precondition, or an `Update`, whose failure on a
-    missing document must be seen.
+    None where the two must stay two: any precondition; an `Update`, whose failure on a missing
+    document must be seen; a transform, unless the newer operation leaves nothing of the older.
     """
     if older.precondition is not None or newer.precondition is not None:
         return None
     if isinstance(newer, (Set, Delete)):
         return None if isinstance(older, Update) else newer
+    if has_transforms(older) or has_transforms(newer):
+        return None
     if isinstance(older, Set):
         data = apply(newer, older.data)
         return None if data is None else Set(older.path, data)

@@ -1,9 +1,8 @@
 """Which documents a query finds, and in which order: Firestore's rules, on plain values.
 
 Values of different types are never equal, and a comparison finds only values of the filter's
-own type. Sorted, the types follow each other: None, bool, numbers (int and float are one type,
-nan before all others), datetime, str (by code point), bytes, lists (item by item, then length),
-maps (by sorted fields). Only documents that have the field are found, by every operator.
+own type. Sorted, the types follow each other as `ordering` has them. Only documents that have the
+field are found, by every operator.
 
 Special values, as in Firestore: `!=` and `not-in` never find None; None or nan among the values
 of `in` find nothing, None among those of `not-in` leaves nothing to find; None and nan go with
@@ -14,19 +13,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final
 
 from beastmode.errors import RequestError
 from beastmode.stores.base import Filter, Order, Query
 from beastmode.stores.codec import normal
+from beastmode.stores.ordering import is_nan, order_key
 
-__all__ = ["MISSING", "Matcher", "field_value", "is_nan", "order_key", "sort_rows"]
+__all__ = ["MISSING", "Matcher", "field_value", "sort_rows"]
 
 MISSING: Final = object()
 """What `field_value` returns for a field that a document does not have."""
 
-_NULL, _BOOL, _NUMBER, _TIME, _TEXT, _BYTES, _LIST, _MAP = range(8)
 _COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -44,35 +42,6 @@ def field_value(data: Mapping[str, Any], parts: Sequence[str]) -> Any:
             return MISSING
         value = value[part]
     return value
-
-
-def is_nan(value: Any) -> bool:
-    """Return whether `value` is a float that is not a number."""
-    return isinstance(value, float) and value != value  # noqa: PLR0124
-
-
-def order_key(value: Any) -> tuple[Any, ...]:
-    """Return a tuple that sorts as `value` does in Firestore; equal for equal values. O(size)."""
-    kind = type(value)
-    if kind is str:
-        return (_TEXT, value)
-    if kind is bool:
-        return (_BOOL, value)
-    if kind is int:
-        return (_NUMBER, 1, value)
-    if kind is float:
-        return (_NUMBER, 0) if is_nan(value) else (_NUMBER, 1, value)
-    if value is None:
-        return (_NULL,)
-    if isinstance(value, datetime):
-        return (_TIME, value)
-    if kind is bytes:
-        return (_BYTES, value)
-    if isinstance(value, list):
-        return (_LIST, tuple(order_key(item) for item in value))
-    if isinstance(value, dict):
-        return (_MAP, tuple((key, order_key(value[key])) for key in sorted(value)))
-    raise TypeError(f"a {kind.__name__} is no value of a document: {value!r}")
 
 
 class Matcher:

@@ -22,7 +22,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from beastmode.stores.base import Filter, Order
-from beastmode.stores.matching import is_nan
+from beastmode.stores.codec import time_text
+from beastmode.stores.ordering import is_nan
 
 __all__ = ["condition"]
 
@@ -90,8 +91,7 @@ def _compare(path: str, op: str, value: Any) -> Part:
             [path, path, value],
         )
     if isinstance(value, datetime):
-        text = value.isoformat(timespec="microseconds")
-        return f"json_extract(body, ?) {_OPERATORS[op]} ?", [path + '."$t"', text]
+        return f"json_extract(body, ?) {_OPERATORS[op]} ?", [path + '."$t"', time_text(value)]
     if isinstance(value, bytes):
         tagged = path + '."$b"'
         if equal:
