@@ -8,6 +8,7 @@ BeastError
 |   +-- LoadError               a loader returned something that is no Document
 +-- StoreError                  the store could not do what was asked
 |   +-- StoreUnavailable        it cannot be reached, or refused for the moment
+|   |   +-- BreakerOpen         it was not asked, because it has failed again and again
 |   +-- StoreTimeout            it did not answer before the deadline
 |   +-- StoreCorrupt            what it holds cannot be read
 |   +-- WriteRejected           it refused these operations, and always will
@@ -30,6 +31,7 @@ from beastcore import BeastError, CapacityError, TableFullError
 
 __all__ = [
     "BeastError",
+    "BreakerOpen",
     "BufferFullError",
     "CacheError",
     "CapacityError",
@@ -72,6 +74,17 @@ class StoreError(BeastError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached, or refuses for the moment; trying later may help."""
+
+    retry_after_s: float | None = None
+    """Seconds after which trying again makes sense, where that is known."""
+
+
+class BreakerOpen(StoreUnavailable):
+    """The store was not asked, because it has failed again and again; `retry_after_s` says when."""
+
+    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class StoreTimeout(StoreError):
