@@ -23,6 +23,9 @@ from beastmode.stores.documents import Document, Operation, check_collection, ch
 __all__ = [
     "AsyncStore",
     "Change",
+    "Feed",
+    "FeedListener",
+    "FeedStore",
     "Filter",
     "FilterOp",
     "Order",
@@ -129,18 +132,32 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to watch: one document, one collection's documents, or (both None) everything."""
+    """What to watch: a document, a collection's documents, a query's, or (all None) everything."""
 
     document: str | None = None
     collection: str | None = None
+    query: Query | None = None
 
     def __post_init__(self) -> None:
-        if self.document is not None and self.collection is not None:
-            raise RequestError("a Target takes a document or a collection, not both")
+        given = (self.document, self.collection, self.query)
+        if sum(one is not None for one in given) > 1:
+            raise RequestError("a Target takes a document, a collection or a query, not several")
         if self.document is not None:
             check_path(self.document)
         if self.collection is not None:
             check_collection(self.collection)
+        query: object = self.query
+        if query is not None and not isinstance(query, Query):
+            raise RequestError(f"a Target's query must be a Query or None, got {query!r}")
+
+    @property
+    def key(self) -> str:
+        """What tells targets apart; a Target itself has no hash if its query has a list."""
+        if self.document is not None:
+            return self.document
+        if self.collection is not None:
+            return self.collection
+        return "" if self.query is None else repr(self.query)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +185,94 @@ class Subscription(Protocol):
 
     def close(self) -> None:
         """End it; after the return `on_change` is not called any more. Idempotent."""
+        ...
+
+
+class FeedListener(Protocol):
+    """Who is told what a `Feed` hears: one call at a time, from threads of the store.
+
+    Calls are made while the feed is locked, so that nothing can overtake them: they must be
+    quick, and must not wait for another thread that calls the feed. What they raise is logged;
+    the document of a change that could not be taken is then reported as doubtful.
+    """
+
+    def on_change(self, change: Change) -> object:
+        """Hear that a document was found or changed, or (a tombstone) does not exist."""
+        ...
+
+    def on_current(self, target: Target) -> object:
+        """Hear that all of `target` has been told and is followed from here on."""
+        ...
+
+    def on_doubt(self, targets: Sequence[Target] | None, why: str) -> object:
+        """Hear that what was told of `targets` (None: of all) may be outdated.
+
+        `on_current` ends the doubt. A document that left a query or vanished unseen comes as a
+        `Target` of its own, which may never have been added; no `on_current` follows then.
+        """
+        ...
+
+
+@runtime_checkable
+class Feed(Protocol):
+    """Many targets followed at once, added and removed while it runs. Safe between threads.
+
+    A feed that loses the store says so by `on_doubt`, tries again by itself, and goes on from
+    where it was; only `close()` ends it.
+    """
+
+    @property
+    def targets(self) -> int:
+        """How many targets it was asked to follow."""
+        ...
+
+    @property
+    def active(self) -> bool:
+        """Whether all it was asked to follow can be heard; False once closed."""
+        ...
+
+    @property
+    def error(self) -> BaseException | None:
+        """The latest failure while something cannot be heard, else None."""
+        ...
+
+    @property
+    def heard_at(self) -> float:
+        """When, on `time.monotonic`, what is not in doubt was last known to be followed.
+
+        -inf while nothing is.
+        """
+        ...
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds of silence after which what is followed is doubted."""
+        ...
+
+    @property
+    def documents_read(self) -> int:
+        """How many documents the store has sent so far, as it bills them: no deletions."""
+        ...
+
+    def add(self, target: Target) -> None:
+        """Follow `target` too; nothing happens if it is followed already. ClosedError."""
+        ...
+
+    def remove(self, target: Target) -> None:
+        """Follow `target` no longer; nothing happens if it is not followed."""
+        ...
+
+    def close(self) -> None:
+        """End it; after the return the listener is told nothing any more. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class FeedStore(Protocol):
+    """What a `Store` has besides if it can follow many targets at once."""
+
+    def open_feed(self, listener: FeedListener) -> Feed:
+        """Return a feed that follows nothing yet. ClosedError once the store is closed."""
         ...
 
 

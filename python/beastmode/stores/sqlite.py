@@ -304,6 +304,8 @@ class SQLiteStore:
         """
         if not isinstance(target, Target):
             raise RequestError(f"watch takes a Target, got {target!r}")
+        if target.query is not None:
+            raise RequestError("a SQLiteStore watches documents and collections, not queries")
         if not callable(on_change):
             raise RequestError(f"on_change must be callable, got {on_change!r}")
         end = self._begin("watch", None)
