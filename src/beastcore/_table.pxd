@@ -22,7 +22,10 @@ from libc.stdint cimport uint32_t, uint64_t
 cdef extern from *:
     """
     #if defined(__GNUC__) || defined(__clang__)
-      #define beast_prefetch(address) __builtin_prefetch(address)
+      /* Without the empty statement GCC takes a function that only fetches ahead for one that does
+         nothing, and drops the calls of it. */
+      #define beast_prefetch(address) do { __builtin_prefetch(address); __asm__ volatile(""); } \\
+          while (0)
     #else
       #define beast_prefetch(address) ((void)(address))
     #endif
