@@ -23,6 +23,7 @@ class FaultyStore:
     """Wraps `inner`: `before` and `after` are called around each commit and may raise or wait.
 
     `attempts` lists the operations of every commit tried, `commits` of every one carried out.
+    While `down` is set, every call fails with it, also the health probe; `asked` counts calls.
     """
 
     def __init__(self, inner: Store) -> None:
@@ -31,11 +32,19 @@ class FaultyStore:
         self.after: Hook | None = None
         self.attempts: list[list[Operation]] = []
         self.commits: list[list[Operation]] = []
+        self.down: Exception | None = None
+        self.asked = 0
+
+    def _ask(self) -> None:
+        self.asked += 1
+        if self.down is not None:
+            raise self.down
 
     def commit(
         self, operations: Sequence[Operation], *, deadline: float | None = None
     ) -> list[int]:
         self.attempts.append(list(operations))
+        self._ask()
         if self.before is not None:
             self.before(operations)
         versions = self.inner.commit(operations, deadline=deadline)
@@ -45,18 +54,23 @@ class FaultyStore:
         return versions
 
     def get(self, path: str, *, deadline: float | None = None) -> Document:
+        self._ask()
         return self.inner.get(path, deadline=deadline)
 
     def get_many(self, paths: Sequence[str], *, deadline: float | None = None) -> list[Document]:
+        self._ask()
         return self.inner.get_many(paths, deadline=deadline)
 
     def query(self, query: Query, *, deadline: float | None = None) -> QueryResult:
+        self._ask()
         return self.inner.query(query, deadline=deadline)
 
     def watch(self, target: Target, on_change: Callable[[Change], object]) -> Subscription:
         return self.inner.watch(target, on_change)
 
     def health(self) -> StoreHealth:
+        if self.down is not None:
+            return StoreHealth(ok=False, latency_s=0.0, detail=str(self.down))
         return self.inner.health()
 
     def close(self) -> None:

@@ -250,9 +250,15 @@ def test_hurry_brings_the_next_try_forward() -> None:
     assert not told
     fail(breaker, 5)
     breaker.hurry()
+    breaker.hurry()
     assert len(told) == 2
     close(breaker, clock)
-    assert clock.now == 1000.0
+    assert clock.now == 1000.1
+    fail(breaker, 5)
+    clock.advance(0.3)
+    breaker.hurry()
+    close(breaker, clock)
+    assert clock.now == pytest.approx(1000.4)
 
 
 def test_the_signal_tells_how_the_store_fares() -> None:

@@ -295,6 +295,11 @@ class BeastModeBatcher:
         if self._journal is not None and self._journal.has_unnoted:
             await asyncio.to_thread(self.wait_noted, deadline)
 
+    def retry_now(self) -> None:
+        """End the pause after a failed flush: there is reason to believe the store is back."""
+        with self._changed:
+            self._flusher.retry_now()
+
     def _is_flushed(self, waiter: Waiter) -> bool:
         with self._changed:
             goal = self._flusher.request_flush()

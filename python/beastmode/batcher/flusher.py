@@ -16,7 +16,7 @@ from beastmode.batcher.committing import Backoff, commit_in_order
 from beastmode.batcher.outside import Callbacks, WriteJournal
 from beastmode.batcher.pending import Entry, Part, PendingWrites, WriteCall
 from beastmode.batcher.waiting import Waiter
-from beastmode.errors import BeastError, StoreTimeout, StoreUnavailable
+from beastmode.errors import BeastError, BreakerOpen, StoreTimeout, StoreUnavailable
 from beastmode.stores.base import Store, deadline_in
 from beastmode.stores.documents import Operation
 
@@ -111,6 +111,11 @@ class Flusher:
             for goal, waiter in waiting:
                 if self.is_done(goal):
                     waiter.resolve()
+
+    def retry_now(self) -> None:
+        """End the pause after a failure: there is reason to believe that the store is back."""
+        self._not_before = 0.0
+        self._changed.notify_all()
 
     def stop(self) -> threading.Thread | None:
         """Tell the thread to end after the commit it is in, and return it to be joined."""
@@ -260,9 +265,10 @@ class Flusher:
             logger.error("the store failed unexpectedly; nothing is dropped", exc_info=error)
         elif not self._backoff.failures:
             logger.warning("a commit failed and will be repeated: %s", error)
+        asked = not isinstance(error, BreakerOpen)
         with self._changed:
             self._pending.put_back()
-            self.retries += 1
+            self.retries += asked
             self._fail(error)
             blocked: list[WriteCall] = []
             while self._is_direct_blocked():
@@ -275,11 +281,15 @@ class Flusher:
                 failure.__cause__ = error
                 _resolve(call, failure)
             self.wake_idle_waiters()
-        self._callbacks.error(error)
+        if asked:
+            self._callbacks.error(error)
 
     def _fail(self, error: Exception) -> None:
         self.last_error = error
-        self._not_before = self._pending.timer() + self._backoff.fail()
+        pause_s = self._backoff.fail()
+        if isinstance(error, BreakerOpen) and error.retry_after_s is not None:
+            pause_s = error.retry_after_s  # before that nothing would be asked
+        self._not_before = self._pending.timer() + pause_s
 
     def _succeed(self, operations: int, written: int) -> None:
         if self._backoff.failures:

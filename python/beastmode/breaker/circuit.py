@@ -35,6 +35,8 @@ BreakerState = Literal["closed", "open", "half-open"]
 
 _SOON_S: Final = 0.05
 """The shortest wait that a refused caller is told of."""
+_PROBING_S: Final = 0.2
+"""What it is told while a probe is in the air."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +167,15 @@ class Breaker:
         if changed:
             self._tell(signal)
         if permit is None:
-            raise BreakerOpen(
-                f"the store was not asked, because it keeps failing ({signal.last_error}); "
-                f"next try in {signal.retry_after_s:.2f} s",
-                signal.retry_after_s,
-            )
+            raise _refusal(signal)
         return permit
+
+    def check(self) -> None:
+        """Raise BreakerOpen unless calls pass; for who would have to wait for one."""
+        if self._state != "closed":
+            signal = self.signal()
+            if not signal.ok:
+                raise _refusal(signal)
 
     def admit_probe(self) -> int | None:
         """Return a permit for a probe in the background; None while it is not time for one."""
@@ -231,12 +236,16 @@ class Breaker:
                 self._end_probe(self._timer())
 
     def hurry(self) -> None:
-        """Have the next try made now: something else has just heard from the store."""
+        """Have the next try made at once: something else has just heard from the store.
+
+        But not sooner than a fifth of the shortest wait after the last one failed.
+        """
         with self._lock:
-            if self._state == "closed" or self._probe_since is not None:
-                return
             now = self._timer()
-            self._retry_at = min(self._retry_at, now)
+            soonest = max(now, self._since + 0.2 * self._open_s)
+            if self._state != "open" or self._retry_at <= soonest:
+                return
+            self._retry_at = soonest
             signal = self._signal(now)
         self._tell(signal)
 
@@ -303,7 +312,9 @@ class Breaker:
         wait_s = 0.0
         if self._state != "closed":
             # Not 0 while a probe is in the air or about to be: who waits that long must not spin.
-            wait_s = max(_SOON_S, self._retry_at - now)
+            wait_s = _PROBING_S
+            if self._probe_since is None:
+                wait_s = max(_SOON_S, self._retry_at - now)
         return StoreSignal(
             state=self._state,
             for_s=max(0.0, now - self._since),
@@ -321,6 +332,14 @@ class Breaker:
                 on_change(signal)
             except Exception:  # a listener must not turn a store's answer into an error
                 logger.exception("a subscriber of the breaker raised")
+
+
+def _refusal(signal: StoreSignal) -> BreakerOpen:
+    return BreakerOpen(
+        f"the store was not asked, because it keeps failing ({signal.last_error}); "
+        f"next try in {signal.retry_after_s:.2f} s",
+        signal.retry_after_s,
+    )
 
 
 def _described(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from beastmode.batcher import BatcherReport, BeastModeBatcher
+from beastmode.breaker import Breaker, StoreSignal
 from beastmode.cache import BeastModeCache, CacheReport, Rule
 from beastmode.config import BeastModeConfig
 from beastmode.connections import BeastModeConnectionPool, ConnectionReport
@@ -20,7 +21,9 @@ from beastmode.housekeeping import Housekeeper, JobReport
 from beastmode.journal import Journal
 from beastmode.stores.base import AsyncStore, Store, StoreHealth
 from beastmode.stores.documents import Delete, Document, Operation, Set, freeze
+from beastmode.stores.guarded import GuardedAsyncStore, GuardedStore
 from beastmode.stores.metered import MeteredAsyncStore, MeteredStore
+from beastmode.stores.probing import Prober
 from beastmode.stores.sqlite import SQLiteStore
 from beastmode.stores.threaded import ThreadedAsyncStore
 from beastmode.sync import BeastModeRealTimeSync, SyncReport
@@ -30,6 +33,8 @@ __all__ = ["Parts", "PartsReport", "check_store", "committed_document"]
 _CLEANUP_S = 1.0
 _CLEANUP_ENTRIES = 10_000
 _CLEANUP_ZOMBIES = 5_000
+_USER_GRACE_S = 1.0
+"""How long a probe of a failing store may be overdue before a user's request is spent on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,8 @@ class PartsReport:
     jobs: list[JobReport]
     store: StoreHealth | None
     """What the store's last probe found; None before the first."""
+    signal: StoreSignal
+    """How the store fares, as the circuit breaker sees it."""
 
 
 def committed_document(operation: Operation, version: int) -> Document | None:
@@ -92,13 +99,17 @@ class Parts:
                     "choose write_mode='write-through'"
                 )
             self.config = config
-            self.store: Store = MeteredStore(store, self.meter)
+            # The breaker outside the meter: what it refuses is neither asked nor billed.
+            self.breaker = Breaker(user_grace_s=_USER_GRACE_S)
+            metered = MeteredStore(store, self.meter)
+            self.store: Store = GuardedStore(metered, self.breaker)
+            self._bridge: ThreadedAsyncStore | None = None
+            ametered: AsyncStore
             if async_store is None:
-                self._bridge: ThreadedAsyncStore | None = ThreadedAsyncStore(self.store)
-                self.async_store: AsyncStore = self._bridge
+                ametered = self._bridge = ThreadedAsyncStore(metered)
             else:
-                self._bridge = None
-                self.async_store = MeteredAsyncStore(async_store, self.meter)
+                ametered = MeteredAsyncStore(async_store, self.meter)
+            self.async_store: AsyncStore = GuardedAsyncStore(ametered, self.breaker)
             self.connections = BeastModeConnectionPool(
                 config.max_connections, idle_timeout_s=config.idle_timeout_s
             )
@@ -132,6 +143,8 @@ class Parts:
             self.housekeeper = Housekeeper(on_error=on_error)
             for name, (interval_s, job) in self._jobs(config).items():
                 self.housekeeper.add(name, interval_s, job)
+            self._prober = Prober(self.breaker, metered.health)
+            self.breaker.subscribe(self._on_signal)
             undo.pop_all()
 
     def _jobs(self, config: BeastModeConfig) -> dict[str, tuple[float, Callable[[], Any]]]:
@@ -146,6 +159,13 @@ class Parts:
         # In slices, because nothing else can run meanwhile, should all connections die at once.
         while self.connections.cleanup_zombies(_CLEANUP_ZOMBIES) == _CLEANUP_ZOMBIES:
             pass
+
+    def _on_signal(self, signal: StoreSignal) -> None:
+        """Have everybody who waits for the store go on now, not at their next turn."""
+        self.housekeeper.run_soon("health")
+        if signal.ok:
+            self.batcher.retry_now()
+            self.housekeeper.run_soon("sync")
 
     def start(self) -> None:
         """Replay the journal, begin to follow changes and to keep house."""
@@ -189,6 +209,7 @@ class Parts:
             sync=self.sync.get_stats(),
             jobs=self.housekeeper.get_stats(),
             store=self.health,
+            signal=self.breaker.signal(),
         )
 
     def close(self, deadline: float | None) -> None:
@@ -206,6 +227,7 @@ class Parts:
             stack.callback(self.connections.close)
             stack.callback(self.cache.close)
             stack.callback(self.sync.close)
+            stack.callback(self._prober.close)
             stack.callback(self.batcher.close, deadline)
             stack.callback(self.housekeeper.close)
 

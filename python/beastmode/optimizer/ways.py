@@ -32,6 +32,7 @@ class Ways:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._batcher = parts.batcher
+        self._breaker = parts.breaker
         self._cache = parts.cache
         self._store = parts.store
         self._async_store = parts.async_store
@@ -92,6 +93,7 @@ class Ways:
         """Return the documents that a query describes, own writes included."""
         assert request.query_of is not None
         if self._batcher.pending_in(request.query_of.collection):
+            self._breaker.check()  # a flush would wait for a store that is not asked
             self._batcher.flush(deadline)
         return self._store.query(request.query_of, deadline=deadline).documents
 
@@ -99,6 +101,7 @@ class Ways:
         """As `query`, for coroutines."""
         assert request.query_of is not None
         if self._batcher.pending_in(request.query_of.collection):
+            self._breaker.check()
             await self._batcher.aflush(deadline)
         result = await self._async_store.query(request.query_of, deadline=deadline)
         return result.documents
@@ -157,12 +160,14 @@ class Ways:
         writes that came in between.
         """
         if any(operation.path in self._unflushed for operation in operations):
+            self._breaker.check()  # a flush would wait for a store that is not asked
             self._batcher.flush(deadline)
         self._batcher.wait_noted(deadline)
 
     async def _asettle(self, operations: Sequence[Operation], deadline: float | None) -> None:
         """As `_settle`, for coroutines."""
         if any(operation.path in self._unflushed for operation in operations):
+            self._breaker.check()
             await self._batcher.aflush(deadline)
         await self._batcher.await_noted(deadline)
 
