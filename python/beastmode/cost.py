@@ -6,6 +6,10 @@ the same requests would have been billed straight at the store; the *actual* is 
 
     cost reduction = 1 - actual units / baseline units
 
+The actual usage has everything in it that is billed, also what beast mode itself causes: documents
+that a listener is sent, markers by which a batch of writes is known again, reads of the auditor.
+Each of these is told apart as well.
+
 No I/O, no clock.
 """
 
@@ -14,11 +18,19 @@ from __future__ import annotations
 import math
 import re
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Final, Literal
 
 from beastmode.errors import ConfigError
 
-__all__ = ["Meter", "MeterReport", "Prices", "Units", "Usage", "reduction"]
+__all__ = ["Account", "Meter", "MeterReport", "Prices", "Units", "Usage", "reduction"]
+
+
+Account = Literal["requests", "markers", "auditor"]
+"""What a call of the store was made for."""
+
+_ACCOUNTS: Final[tuple[Account, ...]] = ("requests", "markers", "auditor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +78,18 @@ class MeterReport:
     baseline: Usage = Usage()
     """What the requests would have been billed straight at the store."""
     actual: Usage = Usage()
-    """What the store was asked for."""
+    """What was billed, whatever for; the following are parts of it."""
+    listener: Units = Units()
+    """Documents that listeners were sent: at first, added, updated or gone from a query."""
+    markers: Units = Units()
+    """Documents by which a batch is known again: written, read and deleted."""
+    auditor: Units = Units()
+    """Reads by which the cache was compared with the store."""
 
     def __sub__(self, other: MeterReport) -> MeterReport:
-        return MeterReport(self.baseline - other.baseline, self.actual - other.actual)
+        return MeterReport(
+            *(getattr(self, item.name) - getattr(other, item.name) for item in fields(self))
+        )
 
 
 def reduction(baseline: int, actual: int) -> float | None:
@@ -119,11 +139,12 @@ class Meter:
     report when it is read: `report.baseline + Usage(Units(reads=hits), hits)`.
     """
 
-    __slots__ = ("_actual", "_baseline", "_lock")
+    __slots__ = ("_actual", "_baseline", "_listeners", "_lock")
 
     def __init__(self) -> None:
         self._baseline = [0, 0, 0, 0]  # reads, writes, deletes, calls
-        self._actual = [0, 0, 0, 0]
+        self._actual = {account: [0, 0, 0, 0] for account in _ACCOUNTS}
+        self._listeners: list[Callable[[], int]] = []
         self._lock = threading.Lock()
 
     def count_baseline(
@@ -133,10 +154,24 @@ class Meter:
         self._count(self._baseline, reads, writes, deletes, calls)
 
     def count_actual(
-        self, *, reads: int = 0, writes: int = 0, deletes: int = 0, calls: int = 1
+        self,
+        *,
+        reads: int = 0,
+        writes: int = 0,
+        deletes: int = 0,
+        calls: int = 1,
+        account: Account = "requests",
     ) -> None:
-        """Count what the store was asked for."""
-        self._count(self._actual, reads, writes, deletes, calls)
+        """Count what the store was asked for, and what for."""
+        self._count(self._actual[account], reads, writes, deletes, calls)
+
+    def add_listener(self, documents_read: Callable[[], int]) -> None:
+        """Add a listener; `documents_read` tells how many documents it was sent, as billed.
+
+        It is kept, and asked at each report: what a listener was sent stays billed at its end.
+        """
+        with self._lock:
+            self._listeners.append(documents_read)
 
     def _count(self, counters: list[int], *amounts: int) -> None:
         if min(amounts) < 0:
@@ -148,7 +183,20 @@ class Meter:
     def report(self) -> MeterReport:
         """Return everything counted since construction."""
         with self._lock:
-            baseline, actual = tuple(self._baseline), tuple(self._actual)
+            baseline = _usage(self._baseline)
+            accounts = {account: _usage(counted) for account, counted in self._actual.items()}
+            listeners = list(self._listeners)
+        # Without the lock: a listener has one of its own, under which it may count here.
+        heard = Units(reads=sum(documents_read() for documents_read in listeners))
         return MeterReport(
-            Usage(Units(*baseline[:3]), baseline[3]), Usage(Units(*actual[:3]), actual[3])
+            baseline,
+            sum(accounts.values(), Usage(heard)),
+            heard,
+            accounts["markers"].units,
+            accounts["auditor"].units,
         )
+
+
+def _usage(counted: list[int]) -> Usage:
+    reads, writes, deletes, calls = counted
+    return Usage(Units(reads, writes, deletes), calls)

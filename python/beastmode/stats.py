@@ -340,6 +340,9 @@ def _cost_reduction(m: Measurements) -> Kpi:
         ("calls", actual.calls),
         ("baseline_calls", baseline.calls),
         ("calls_saved_ratio", reduction(baseline.calls, actual.calls)),
+        ("listener_units", m.cost.listener.total),
+        ("marker_units", m.cost.markers.total),
+        ("auditor_units", m.cost.auditor.total),
     )
     if m.prices is not None:
         spent, without = m.prices.cost(actual.units), m.prices.cost(baseline.units)

@@ -122,3 +122,37 @@ def test_threads_lose_no_count(hasty_threads: None) -> None:
         Usage(Units(deletes=total), 2 * total),
     )
     assert seen == sorted(seen)
+
+
+def test_what_beast_mode_causes_itself_is_billed_and_told_apart() -> None:
+    meter = Meter()
+    heard = [3, 0]
+    for number in range(2):
+        meter.add_listener(lambda number=number: heard[number])  # type: ignore[misc]
+    meter.count_actual(reads=2)
+    meter.count_actual(writes=1, calls=0, account="markers")
+    meter.count_actual(deletes=1, account="markers")
+    meter.count_actual(reads=4, account="auditor")
+    report = meter.report()
+    assert report == MeterReport(
+        Usage(),
+        Usage(Units(reads=2 + 3 + 4, writes=1, deletes=1), 3),
+        Units(reads=3),
+        Units(writes=1, deletes=1),
+        Units(reads=4),
+    )
+    heard[1] = 5
+    later = meter.report()
+    assert later - report == MeterReport(actual=Usage(Units(reads=5)), listener=Units(reads=5))
+
+
+def test_a_listener_may_count_while_it_is_asked() -> None:
+    meter = Meter()
+
+    def documents_read() -> int:
+        meter.count_actual(reads=1)
+        return 1
+
+    meter.add_listener(documents_read)
+    assert meter.report().listener == Units(reads=1)
+    assert meter.report().actual == Usage(Units(reads=2), 1)

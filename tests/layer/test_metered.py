@@ -186,3 +186,67 @@ async def test_a_cancelled_call_bills_what_may_have_been_done(meter: Meter) -> N
     with pytest.raises(StoreUnavailable):
         await counted.get_many(["users/1"])
     assert used(meter) == (1, 0, 0, 2)
+
+
+# -- what beast mode causes itself --------------------------------------------------------------
+
+
+def test_markers_are_billed_and_told_apart(store: MeteredStore, meter: Meter) -> None:
+    store.commit([Set("users/1", {"n": 7}), Set("_bm/b1", {})])
+    report = meter.report()
+    assert report.actual == Usage(Units(writes=2), 1)
+    assert report.markers == Units(writes=1)
+    store.commit([Delete("_bm/b1")])
+    store.get("_bm/b1")
+    store.get_many(["_bm/b1", "users/1"])
+    report = meter.report()
+    assert report.actual == Usage(Units(reads=3, writes=2, deletes=1), 4)
+    assert report.markers == Units(reads=2, writes=1, deletes=1)
+    with pytest.raises(PreconditionFailed):
+        store.commit([Set("_bm/b1", {}, Precondition(exists=True))])
+    later = meter.report()
+    assert later.markers == report.markers
+    assert (later - report).actual == Usage(calls=1)
+
+
+async def test_calls_are_counted_on_their_account(meter: Meter) -> None:
+    with SQLiteStore(":memory:") as inner:
+        MeteredStore(inner, meter, account="auditor").get("users/1")
+        bridge = ThreadedAsyncStore(inner)
+        await MeteredAsyncStore(bridge, meter, account="auditor").get_many(["users/1", "users/2"])
+        await bridge.close()
+    report = meter.report()
+    assert report.actual == Usage(Units(reads=3), 2)
+    assert report.auditor == Units(reads=3)
+
+
+class _Feed:
+    documents_read = 0
+
+
+class _Feeding(SQLiteStore):
+    def __init__(self) -> None:
+        super().__init__(":memory:")
+        self.feeds: list[_Feed] = []
+
+    def open_feed(self, listener: Any) -> _Feed:
+        self.feeds.append(_Feed())
+        return self.feeds[-1]
+
+
+def test_what_feeds_are_sent_is_billed(meter: Meter) -> None:
+    with _Feeding() as inner:
+        store = MeteredStore(inner, meter)
+        feeds = [store.open_feed(None) for _ in range(2)]
+        assert feeds == inner.feeds
+        feeds[0].documents_read = 100
+        feeds[1].documents_read = 7
+        report = meter.report()
+        assert report.listener == Units(reads=107)
+        assert report.actual == Usage(Units(reads=107))
+        assert store.path == inner.path
+
+
+def test_a_store_without_feeds_offers_none(store: MeteredStore) -> None:
+    assert not hasattr(store, "open_feed")
+    assert not hasattr(store, "_open_feed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from typing import Final
 
@@ -78,4 +79,5 @@ class Tally:
         """Return billed units; each single hit would have been one read in one call."""
         report = self.meter.report()
         hits = self.histograms["hit"].count
-        return MeterReport(report.baseline + Usage(Units(reads=hits), hits), report.actual)
+        baseline = report.baseline + Usage(Units(reads=hits), hits)
+        return dataclasses.replace(report, baseline=baseline)

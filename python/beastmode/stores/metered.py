@@ -4,21 +4,28 @@ Counted as actual usage, by the rules of Firestore's bill: a document read is 1 
 exists or not; a query reads each document it returns and at least 1; each operation of a commit
 is 1 unit, deletions apart. Every call asked of the store counts as a call. Units count when the
 call succeeded, and when it timed out or was cancelled, because the work may well have been done
-and billed; a call that failed otherwise bills nothing. `watch`, `health` and `close` pass
-through; with `bill_changes=True` each delivered change but a deletion is one read, as for a
-listener of Firestore.
+and billed; a call that failed otherwise bills nothing. Of a feed every document counts that it was
+sent, deletions apart, as for a listener of Firestore; `watch`, `health`, `close` and what else a
+store offers pass through; with `bill_changes=True` each change that a watch delivers, but a
+deletion, is one read.
+
+Documents in the collection `_bm` are beast mode's own: markers of batches. They are billed as all
+others and told apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Final
 
-from beastmode.cost import Meter, Units
+from beastmode.cost import Account, Meter, Units
 from beastmode.errors import StoreTimeout
 from beastmode.stores.base import (
     AsyncStore,
     Change,
+    Feed,
+    FeedListener,
     Query,
     QueryResult,
     Store,
@@ -29,6 +36,11 @@ from beastmode.stores.base import (
 from beastmode.stores.documents import Delete, Document, Operation
 
 __all__ = ["MeteredAsyncStore", "MeteredStore", "commit_units", "query_units"]
+
+
+_OWN: Final = "_bm/"
+"""What the paths of beast mode's own documents begin with."""
+_NONE: Final = Units()
 
 
 def query_units(documents: int) -> Units:
@@ -43,36 +55,76 @@ def commit_units(operations: Sequence[Operation]) -> Units:
 
 
 class _Bill:
-    """The units that one call is billed, as far as it is known."""
+    """The units that one call is billed, as far as it is known; `markers` are among them."""
 
-    __slots__ = ("units",)
+    __slots__ = ("markers", "units")
 
-    def __init__(self, units: Units) -> None:
+    def __init__(self, units: Units, markers: Units = _NONE) -> None:
         self.units = units
+        self.markers = markers
+
+
+def _is_own(path: object) -> bool:
+    return isinstance(path, str) and path.startswith(_OWN)  # the store refuses what is no path
+
+
+def _read_bill(paths: Sequence[str]) -> _Bill:
+    own = sum(map(_is_own, paths))
+    return _Bill(Units(reads=len(paths)), Units(reads=own) if own else _NONE)
+
+
+def _commit_bill(operations: Sequence[Operation]) -> _Bill:
+    own = [each for each in operations if _is_own(getattr(each, "path", None))]
+    return _Bill(commit_units(operations), commit_units(own) if own else _NONE)
 
 
 class _Metered:
     """What both wrappers share: counting around one call."""
 
-    def __init__(self, meter: Meter, *, bill_changes: bool) -> None:
+    def __init__(self, store: Any, meter: Meter, *, bill_changes: bool, account: Account) -> None:
+        self._inner = store
         self.meter = meter
         self._bill_changes = bill_changes
+        self._account = account
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the store offers beyond the protocol, its feeds counted."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        offered = getattr(self._inner, name)
+        if name != "open_feed":
+            return offered
+
+        def open_feed(listener: FeedListener) -> Feed:
+            feed: Feed = offered(listener)
+            self.meter.add_listener(lambda: feed.documents_read)
+            return feed
+
+        return open_feed
 
     @contextmanager
-    def _call(self, units: Units) -> Iterator[_Bill]:
-        bill = _Bill(units)
+    def _call(self, bill: _Bill) -> Iterator[_Bill]:
         try:
             yield bill
         except StoreTimeout:
             raise
         except Exception:  # refused or not reached; a cancellation is no Exception
-            bill.units = Units()
+            bill.units = bill.markers = _NONE
             raise
         finally:
-            billed = bill.units
-            self.meter.count_actual(
-                reads=billed.reads, writes=billed.writes, deletes=billed.deletes
-            )
+            if bill.markers is not _NONE:
+                self._count(bill.markers, "markers", int(bill.markers == bill.units))
+            if bill.markers is _NONE or bill.markers != bill.units:
+                self._count(bill.units - bill.markers, self._account, 1)
+
+    def _count(self, units: Units, account: Account, calls: int) -> None:
+        self.meter.count_actual(
+            reads=units.reads,
+            writes=units.writes,
+            deletes=units.deletes,
+            calls=calls,
+            account=account,
+        )
 
     def _counting(self, on_change: Callable[[Change], object]) -> Callable[[Change], object]:
         if not self._bill_changes:
@@ -89,26 +141,34 @@ class _Metered:
 class MeteredStore(_Metered):
     """A `Store` that counts into `meter` what `store` is asked for. O(1) beside the store's work.
 
-    `store` and `meter` are attributes. It owns the store: closing it closes the store.
+    `store` and `meter` are attributes; calls are counted on `account`. It owns the store: closing
+    it closes the store.
     """
 
-    def __init__(self, store: Store, meter: Meter, *, bill_changes: bool = False) -> None:
-        super().__init__(meter, bill_changes=bill_changes)
+    def __init__(
+        self,
+        store: Store,
+        meter: Meter,
+        *,
+        bill_changes: bool = False,
+        account: Account = "requests",
+    ) -> None:
+        super().__init__(store, meter, bill_changes=bill_changes, account=account)
         self.store = store
 
     def get(self, path: str, *, deadline: float | None = None) -> Document:
         """See `Store.get`; 1 read."""
-        with self._call(Units(reads=1)):
+        with self._call(_read_bill((path,))):
             return self.store.get(path, deadline=deadline)
 
     def get_many(self, paths: Sequence[str], *, deadline: float | None = None) -> list[Document]:
         """See `Store.get_many`; 1 read for each path."""
-        with self._call(Units(reads=len(paths))):
+        with self._call(_read_bill(paths)):
             return self.store.get_many(paths, deadline=deadline)
 
     def query(self, query: Query, *, deadline: float | None = None) -> QueryResult:
         """See `Store.query`; 1 read for each document, at least 1."""
-        with self._call(query_units(0)) as bill:
+        with self._call(_Bill(query_units(0))) as bill:
             result = self.store.query(query, deadline=deadline)
             bill.units = query_units(len(result.documents))
             return result
@@ -117,7 +177,7 @@ class MeteredStore(_Metered):
         self, operations: Sequence[Operation], *, deadline: float | None = None
     ) -> list[int]:
         """See `Store.commit`; 1 write or delete for each operation."""
-        with self._call(commit_units(operations)):
+        with self._call(_commit_bill(operations)):
             return self.store.commit(operations, deadline=deadline)
 
     def watch(self, target: Target, on_change: Callable[[Change], object]) -> Subscription:
@@ -136,25 +196,32 @@ class MeteredStore(_Metered):
 class MeteredAsyncStore(_Metered):
     """`MeteredStore` over an `AsyncStore`."""
 
-    def __init__(self, store: AsyncStore, meter: Meter, *, bill_changes: bool = False) -> None:
-        super().__init__(meter, bill_changes=bill_changes)
+    def __init__(
+        self,
+        store: AsyncStore,
+        meter: Meter,
+        *,
+        bill_changes: bool = False,
+        account: Account = "requests",
+    ) -> None:
+        super().__init__(store, meter, bill_changes=bill_changes, account=account)
         self.store = store
 
     async def get(self, path: str, *, deadline: float | None = None) -> Document:
         """See `MeteredStore.get`."""
-        with self._call(Units(reads=1)):
+        with self._call(_read_bill((path,))):
             return await self.store.get(path, deadline=deadline)
 
     async def get_many(
         self, paths: Sequence[str], *, deadline: float | None = None
     ) -> list[Document]:
         """See `MeteredStore.get_many`."""
-        with self._call(Units(reads=len(paths))):
+        with self._call(_read_bill(paths)):
             return await self.store.get_many(paths, deadline=deadline)
 
     async def query(self, query: Query, *, deadline: float | None = None) -> QueryResult:
         """See `MeteredStore.query`."""
-        with self._call(query_units(0)) as bill:
+        with self._call(_Bill(query_units(0))) as bill:
             result = await self.store.query(query, deadline=deadline)
             bill.units = query_units(len(result.documents))
             return result
@@ -163,7 +230,7 @@ class MeteredAsyncStore(_Metered):
         self, operations: Sequence[Operation], *, deadline: float | None = None
     ) -> list[int]:
         """See `MeteredStore.commit`."""
-        with self._call(commit_units(operations)):
+        with self._call(_commit_bill(operations)):
             return await self.store.commit(operations, deadline=deadline)
 
     async def watch(self, target: Target, on_change: Callable[[Change], object]) -> Subscription:

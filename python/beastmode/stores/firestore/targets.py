@@ -335,6 +335,7 @@ class TargetTable:
 
     def left(self, path: str, removed: Collection[int]) -> None:
         """Take a `document_remove`: it is in the targets `removed` no more, its state unknown."""
+        self.documents_read += 1  # billed like an update, unlike a deletion
         ours = self._named_alive(removed)
         for one in ours:
             one.drop(path)
