@@ -159,6 +159,10 @@ class Target:
             return self.collection
         return "" if self.query is None else repr(self.query)
 
+    def as_query(self) -> Query | None:
+        """Return what is watched as a query; None for a document, and for everything."""
+        return Query(self.collection) if self.collection is not None else self.query
+
 
 @dataclass(frozen=True, slots=True)
 class StoreHealth:

@@ -156,7 +156,7 @@ class Converter:
         matcher = Matcher(query)
         message = self._google.StructuredQuery()
         parent, _, collection = query.collection.rpartition("/")
-        getattr(message, "from").add().collection_id = collection
+        message.from_.add().collection_id = collection
         if matcher.filters:
             message.where.composite_filter.op = message.CompositeFilter.AND
             filters = message.where.composite_filter.filters

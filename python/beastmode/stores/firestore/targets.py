@@ -103,6 +103,7 @@ class TargetTable:
         """Asked for and not current yet."""
         self._aside: dict[str, Followed] = {}
         """Refused; asked for again at their `retry_at`."""
+        self._refusal = ""
         self._sending: list[Request] = []
         self._token = b""
         self._token_seq = self._seq = 0
@@ -125,6 +126,11 @@ class TargetTable:
     def all_current(self) -> bool:
         """Whether every target is current."""
         return self._open and not (self._waiting or self._asked or self._aside)
+
+    @property
+    def refused(self) -> str:
+        """Why the target was refused that was put aside last; empty if none is aside."""
+        return self._refusal if self._aside else ""
 
     @property
     def targets(self) -> list[Target]:
@@ -245,6 +251,7 @@ class TargetTable:
         one.failures = min(one.failures + 1, 16)
         one.retry_at = self._timer() + wait * random.uniform(0.8, 1.2)
         self._aside[one.target.key] = one
+        self._refusal = f"{one.target}: {why}"
         self._listener.on_doubt([one.target], why)
 
     # -- time ----------------------------------------------------------------------------------
@@ -335,7 +342,6 @@ class TargetTable:
 
     def left(self, path: str, removed: Collection[int]) -> None:
         """Take a `document_remove`: it is in the targets `removed` no more, its state unknown."""
-        self.documents_read += 1  # billed like an update, unlike a deletion
         ours = self._named_alive(removed)
         for one in ours:
             one.drop(path)

@@ -1,0 +1,293 @@
+"""Following many targets of the real emulator over raw Listen streams."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+pytest.importorskip("google.cloud.firestore", reason="google-cloud-firestore is not installed")
+
+from beastmode.errors import ClosedError, RequestError, StoreError, StoreTimeout
+from beastmode.stores.base import Change, Feed, Filter, Query, Subscription, Target
+from beastmode.stores.documents import Delete, Operation, Set
+from beastmode.stores.firestore._google import load
+from beastmode.stores.firestore.channel import Connection, find_place
+from beastmode.stores.firestore.convert import Converter
+from beastmode.stores.firestore.feeds import Feeds
+from beastmode.testing import Emulator, fresh_project, start_emulator
+from beastmode.testing.pytest_plugin import Firestore
+from store_support import wait_until
+
+A, B, USERS = Target(document="u/a"), Target(document="u/b"), Target(collection="u")
+
+
+class Heard:
+    """A listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.current: list[str] = []
+        self.doubts: list[list[str]] = []
+        self.hook: Callable[[Change], object] = lambda _change: None
+
+    def on_change(self, change: Change) -> None:
+        self.changes.append(change)
+        self.hook(change)
+
+    def on_current(self, target: Target) -> None:
+        self.current.append(target.key)
+
+    def on_doubt(self, targets: Sequence[Target] | None, why: str) -> None:
+        assert targets is not None
+        assert why
+        self.doubts.append([one.key for one in targets])
+
+    def newest(self, path: str) -> Any:
+        found = [change.document for change in self.changes if change.path == path]
+        return (found[-1].data if found[-1].exists else "deleted") if found else None
+
+
+class Side:
+    """A database and its feeds, with a connection of their own to write by."""
+
+    def __init__(self, host: str, project: str, **options: Any) -> None:
+        self.google = load()
+        self.place = find_place(self.google, project, "(default)", emulator_host=host)
+        self.convert = Converter(self.google, self.place.documents)
+        self.writer = Connection(self.google, self.place)
+        self.reader = Connection(self.google, self.place)
+        self.feeds = Feeds(lambda: self.reader, self.convert, **options)
+
+    def follow(self, *targets: Target) -> tuple[Feed, Heard]:
+        heard = Heard()
+        feed = self.feeds.open(heard)
+        for target in targets:
+            feed.add(target)
+        wait_until(lambda: len(set(heard.current)) == len(targets), 20)
+        return feed, heard
+
+    def commit(self, *operations: Operation) -> list[int]:
+        request = self.google.CommitRequest(
+            database=self.writer.database,
+            writes=[self.convert.write(operation) for operation in operations],
+        )
+        self.writer.commit(request, metadata=self.writer.metadata, timeout=10, wait_for_ready=True)
+        return []
+
+    def close(self) -> None:
+        self.feeds.close()
+        self.reader.close()
+        self.writer.close()
+
+
+@pytest.fixture
+def side(firestore: Firestore) -> Iterator[Side]:
+    made = Side(firestore.host, firestore.project)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def mortal(emulator: Emulator) -> Iterator[Emulator]:
+    """An emulator that tests may freeze and kill; asked for after the one that may be missing."""
+    with start_emulator() as started:
+        yield started
+
+
+def test_documents_collections_and_queries_on_one_stream(side: Side) -> None:
+    side.commit(Set("u/a", {"n": 1}), Set("v/a", {"n": 1}))
+    grown = Target(query=Query("w", (Filter("n", ">", 17),)))
+    feed, heard = side.follow(A, B, Target(collection="v"), grown)
+    assert isinstance(feed, Feed)
+    assert (feed.targets, feed.streams, feed.active, feed.error) == (4, 1, True, None)
+    assert (heard.newest("u/a"), heard.newest("u/b")) == ({"n": 1}, "deleted")
+    assert heard.newest("v/a") == {"n": 1}
+    side.commit(Set("u/b", {"n": 2}), Delete("u/a"), Set("v/b", {"n": 2}), Set("w/a", {"n": 18}))
+    wait_until(lambda: heard.newest("u/a") == "deleted")
+    wait_until(lambda: heard.newest("u/b") == {"n": 2})
+    wait_until(lambda: heard.newest("v/b") == {"n": 2})
+    wait_until(lambda: heard.newest("w/a") == {"n": 18})
+    side.commit(Delete("v/a"), Set("w/a", {"n": 1}))
+    wait_until(lambda: heard.newest("v/a") == "deleted")
+    wait_until(lambda: ["w/a"] in heard.doubts)  # it has left the query; what it is, is not told
+    assert feed.documents_read >= 6
+    assert 0 <= time.monotonic() - feed.heard_at < 10
+
+
+def test_targets_come_and_go_while_it_runs(side: Side) -> None:
+    feed, heard = side.follow(A)
+    feed.add(A)
+    feed.add(B)
+    wait_until(lambda: "u/b" in heard.current)
+    feed.remove(A)
+    feed.remove(A)
+    assert feed.targets == 1
+    side.commit(Set("u/a", {"n": 1}))
+    side.commit(Set("u/b", {"n": 1}))
+    wait_until(lambda: heard.newest("u/b") == {"n": 1})
+    assert heard.newest("u/a") == "deleted"
+    feed.add(A)
+    wait_until(lambda: heard.newest("u/a") == {"n": 1})
+    feed.remove(A)
+    feed.remove(B)
+    assert (feed.targets, feed.streams, feed.active) == (0, 0, True)
+    feed.add(A)
+    wait_until(lambda: heard.current.count("u/a") == 3)
+
+
+def test_what_cannot_be_followed_is_refused(side: Side) -> None:
+    feed, _ = side.follow()
+    with pytest.raises(RequestError, match="everything"):
+        feed.add(Target())
+    with pytest.raises(RequestError, match="Target"):
+        feed.add("u/a")  # type: ignore[arg-type]
+    assert feed.targets == 0
+    feed.close()
+    with pytest.raises(ClosedError):
+        feed.add(A)
+
+
+def test_a_target_that_the_server_refuses_disturbs_no_other(side: Side) -> None:
+    feed, heard = side.follow(A)
+    reserved = Target(document="u/__no__")
+    feed.add(reserved)
+    wait_until(lambda: ["u/__no__"] in heard.doubts)
+    assert not feed.active
+    assert "reserved" in str(feed.error)
+    assert heard.doubts == [["u/__no__"]]
+    side.commit(Set("u/a", {"n": 1}))
+    wait_until(lambda: heard.newest("u/a") == {"n": 1})
+    feed.remove(reserved)
+    assert (feed.active, feed.error) == (True, None)
+
+
+def test_targets_are_spread_over_streams(firestore: Firestore) -> None:
+    side = Side(firestore.host, firestore.project, targets_per_stream=10)
+    before = threading.active_count()
+    targets = [Target(document=f"u/{n}") for n in range(25)]
+    feed, heard = side.follow(*targets)
+    assert feed.streams == 3
+    side.commit(*[Set(f"u/{n}", {"n": n}) for n in range(25)])
+    wait_until(lambda: all(heard.newest(f"u/{n}") == {"n": n} for n in range(25)))
+    for target in targets[:10]:
+        feed.remove(target)
+    assert (feed.streams, feed.targets) == (2, 15)
+    assert feed.documents_read == 25
+    began = time.monotonic()
+    feed.close()
+    feed.close()
+    assert time.monotonic() - began < 1.5
+    assert (feed.active, feed.error, feed.targets) == (False, None, 0)
+    wait_until(lambda: threading.active_count() <= before + 2)  # gRPC's own stay for a while
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("beastmode-listen")]
+    side.close()
+
+
+def test_a_listener_that_raises_stops_nothing(side: Side, caplog: pytest.LogCaptureFixture) -> None:
+    feed, heard = side.follow(A, B)
+
+    def raises(change: Change) -> None:
+        if change.path == "u/a":
+            raise ValueError("on purpose")
+
+    heard.hook = raises
+    side.commit(Set("u/a", {"n": 1}))
+    side.commit(Set("u/b", {"n": 1}))
+    wait_until(lambda: heard.newest("u/b") == {"n": 1})
+    assert feed.active
+    assert feed.listener_errors == 1
+    assert heard.doubts == [["u/a"]], "a change that was not taken leaves doubt"
+    assert "ValueError: on purpose" in caplog.text
+
+
+def test_nothing_is_told_after_close_which_may_be_called_by_the_listener(side: Side) -> None:
+    feed, heard = side.follow(A)
+    heard.hook = lambda _change: feed.close()
+    side.commit(Set("u/a", {"n": 1}))
+    wait_until(lambda: not feed.active)
+    side.commit(Set("u/a", {"n": 2}))
+    _, other = side.follow(A)
+    assert other.newest("u/a") == {"n": 2}
+    assert heard.newest("u/a") == {"n": 1}
+
+
+def test_a_server_that_dies_and_returns_empty(mortal: Emulator) -> None:
+    side = Side(mortal.host, fresh_project())
+    side.commit(Set("u/a", {"n": 1}), Set("v/a", {"n": 1}))
+    feed, heard = side.follow(A, B, Target(collection="v"))
+    mortal.kill()
+    wait_until(lambda: len(heard.doubts) == 1)
+    assert sorted(heard.doubts[0]) == ["u/a", "u/b", "v"]
+    wait_until(lambda: not feed.active and feed.error is not None)
+    assert feed.heard_at == -float("inf")
+    heard.current.clear()
+    mortal.restart()
+    served = time.monotonic()
+    wait_until(lambda: len(set(heard.current)) == 3, 5)
+    assert time.monotonic() - served < 5
+    assert (feed.active, feed.error) == (True, None)
+    # It came back with nothing, and all of that was told.
+    assert (heard.newest("u/a"), heard.newest("v/a")) == ("deleted", "deleted")
+    side.commit(Set("u/a", {"n": 2}))
+    wait_until(lambda: heard.newest("u/a") == {"n": 2})
+    side.close()
+
+
+def test_a_frozen_server_is_noticed_by_its_silence(mortal: Emulator) -> None:
+    side = Side(mortal.host, fresh_project(), silence_s=2.0)
+    feed, heard = side.follow(A)
+    time.sleep(2.5)  # silence for longer than that, but the probe is answered
+    assert feed.active
+    assert heard.doubts == []
+    mortal.freeze()
+    try:
+        frozen = time.monotonic()
+        wait_until(lambda: heard.doubts == [["u/a"]], 5)
+        assert time.monotonic() - frozen < 3
+        assert not feed.active
+        began = time.monotonic()
+        Side(mortal.host, fresh_project()).feeds.open(Heard()).close()
+        assert time.monotonic() - began < 0.5
+    finally:
+        mortal.thaw()
+    wait_until(lambda: heard.current == ["u/a", "u/a"], 5)
+    side.commit(Set("u/a", {"n": 1}))
+    wait_until(lambda: heard.newest("u/a") == {"n": 1})
+    side.close()
+
+
+# -- plain watches -----------------------------------------------------------------------------
+
+
+def test_a_watch_tells_what_changes_from_then_on(side: Side) -> None:
+    side.commit(Set("u/old", {"n": 0}))
+    seen: list[Change] = []
+    watch = side.feeds.watch(USERS, seen.append, time.monotonic() + 10)
+    assert isinstance(watch, Subscription)
+    assert watch.active
+    side.commit(Set("u/a", {"n": 1}))
+    side.commit(Delete("u/old"))
+    wait_until(lambda: len(seen) == 2)
+    assert [(one.path, one.document.exists) for one in seen] == [("u/a", True), ("u/old", False)]
+    watch.close()
+    watch.close()
+    assert (watch.active, watch.error) == (False, None)
+
+
+def test_a_watch_that_cannot_be_had_is_an_error(side: Side) -> None:
+    with pytest.raises(StoreTimeout, match="not followed"):
+        side.feeds.watch(USERS, print, time.monotonic() - 1)
+    with pytest.raises(StoreError, match="reserved"):
+        side.feeds.watch(Target(document="u/__no__"), print, time.monotonic() + 10)
+    with pytest.raises(RequestError):
+        side.feeds.watch(USERS, "print", time.monotonic() + 10)  # type: ignore[arg-type]
+    side.feeds.close()
+    with pytest.raises(ClosedError):
+        side.feeds.watch(USERS, print, time.monotonic() + 10)
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("beastmode-listen")]
