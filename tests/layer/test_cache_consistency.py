@@ -19,7 +19,7 @@ from beastcore import Cache
 from beastmode.cache import Answer, BeastModeCache, Rule
 from beastmode.errors import StoreUnavailable
 from beastmode.stores.base import Change
-from beastmode.stores.documents import Document
+from beastmode.stores.documents import Document, Merge, Update, freeze
 from scripted import WAIT_S, Hold, ScriptedAsyncStore, ScriptedStore
 from support import FakeClock
 
@@ -39,6 +39,7 @@ OVERTAKERS: dict[str, Act] = {
     "clear": lambda cache, store: cache.clear(),
     "doubt": lambda cache, store: cache.mark_unverified(),
     "doubt prefix": lambda cache, store: cache.mark_unverified("users"),
+    "doubt path": lambda cache, store: cache.doubt([KEY]),
     "change": lambda cache, store: cache.apply_change(Change(store.documents[KEY])),
     "write": lambda cache, store: finish_write(cache, store, None),
     "known write": lambda cache, store: finish_write(cache, store, store.documents[KEY]),
@@ -311,7 +312,10 @@ def test_with_another_write_pending_the_base_takes_up_the_finished_one(
     cache.write_started(KEY)
     first = store.put(KEY, n=2)
     cache.write_finished(KEY, first)
-    assert cache.lookup(KEY) == first, "the overlay no longer shows the first write"
+    found = cache.lookup(KEY)
+    assert found is not None
+    assert found.data == first.data, "the overlay no longer shows the first write"
+    assert found.version < first.version, "the second write may have become the same version"
     second = store.put(KEY, n=3)
     cache.write_finished(KEY, second)
     assert cache.lookup(KEY) == second
@@ -349,9 +353,36 @@ def test_a_newer_foreign_change_during_a_write_is_not_lost(
     foreign = store.put(KEY, n=3)
     cache.apply_change(Change(foreign))
     cache.apply_change(Change(own))  # the order of notices does not matter
-    cache.write_finished(KEY, own if known else None)
+    cache.write_finished(KEY, own if known else None, version=own.version)
+    assert cache.lookup(KEY) is foreign
+    assert cache.get_stats().changes_kept == 1
+
+
+def test_a_foreign_change_during_a_write_of_unknown_outcome_is_loaded(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    cache.get(KEY)
+    cache.write_started(KEY)
+    foreign = store.put(KEY, n=3)
+    cache.apply_change(Change(foreign))
+    newest = store.put(KEY, n=4)  # ours, of which the answer was lost
+    cache.write_finished(KEY, None)
     assert cache.lookup(KEY) is None
-    assert cache.get(KEY).document == foreign
+    assert cache.get(KEY).document == newest
+
+
+def test_a_foreign_change_in_doubt_is_not_taken_up(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    for doubt in (cache.mark_unverified, lambda: cache.doubt([KEY])):
+        cache.get(KEY)
+        cache.write_started(KEY)
+        own = store.put(KEY, n=2)
+        cache.apply_change(Change(store.put(KEY, n=3)))
+        newest = store.put(KEY, n=4)  # and its notice was lost
+        doubt()
+        cache.write_finished(KEY, own)
+        assert cache.get(KEY) == Answer(newest, "store")
 
 
 def test_the_echo_of_an_own_write_changes_nothing(
@@ -378,8 +409,108 @@ def test_a_merge_converges_after_a_foreign_merge(
     store.put(KEY, n=1, foreign=True)
     both = store.put(KEY, n=1, foreign=True, own=True)
     cache.apply_change(Change(both))
-    cache.write_finished(KEY, None)  # what a merge resulted in is not known
-    assert cache.get(KEY).document.data == {"n": 1, "foreign": True, "own": True}
+    # What a merge resulted in is not known; its echo has told.
+    cache.write_finished(KEY, None, version=both.version, operation=Merge(KEY, {"own": True}))
+    assert cache.lookup(KEY) is both
+
+
+MERGE = Merge(KEY, {"own": True})
+
+
+def merged(cache: BeastModeCache, store: ScriptedStore) -> Document:
+    """A merge over a foreign one that nobody has told of; return what the store then has."""
+    cache.get(KEY)
+    store.put(KEY, n=1, foreign=True)
+    cache.write_started(KEY)
+    both = store.put(KEY, n=1, foreign=True, own=True)
+    cache.write_finished(KEY, None, version=both.version, operation=MERGE)
+    assert cache.get_stats().guesses == 1
+    assert cache.lookup(KEY) is None, "it may lack the foreign field"
+    return both
+
+
+def test_a_provisional_entry_takes_an_equal_version(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    both = merged(cache, store)
+    cache.apply_change(Change(both))
+    assert cache.lookup(KEY) is both
+    assert store.loads_of(KEY) == 1, "the echo spared the load"
+    assert cache.get_stats().confirmed == 1
+    cache.apply_change(Change(Document(KEY, None, both.version)))
+    assert cache.lookup(KEY) is both, "only once"
+    clock.advance(100)
+    assert cache.lookup(KEY) is None
+
+
+def test_a_provisional_entry_takes_a_load_or_a_newer_change_and_no_older_one(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    both = merged(cache, store)
+    cache.apply_change(Change(Document(KEY, {"n": 0}, both.version - 1)))
+    assert cache.lookup(KEY) is None
+    assert cache.get(KEY) == Answer(both, "store")
+    assert cache.get(KEY) == Answer(both, "hit")
+    cache.clear()
+    merged_again = store.put(KEY, n=5)
+    cache.get(KEY)
+    cache.write_started(KEY)
+    cache.write_finished(KEY, None, version=merged_again.version + 1, operation=MERGE)
+    newer = Document(KEY, {"n": 6}, merged_again.version + 2)
+    cache.apply_change(Change(newer))
+    assert cache.lookup(KEY) is newer
+
+
+def test_a_provisional_entry_shows_the_own_write_while_the_store_fails(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    merged(cache, store)
+    store.error = StoreUnavailable("down")
+    answer = cache.get(KEY)
+    assert answer.source == "stale"
+    assert answer.document.data == {"n": 1, "own": True}
+    clock.advance(10)
+    with pytest.raises(StoreUnavailable):
+        cache.get(KEY)
+
+
+def test_doubt_outlives_the_confirmation_of_a_provisional_entry(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    both = merged(cache, store)
+    cache.mark_unverified()
+    cache.apply_change(Change(both))
+    assert cache.lookup(KEY) is None
+    assert cache.get(KEY) == Answer(both, "store")
+
+
+def test_writes_that_become_one_version_converge(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    cache.get(KEY)
+    for _ in range(2):
+        cache.write_started(KEY)
+    both = store.put(KEY, a=1, own=True)
+    cache.write_finished(KEY, Document(KEY, freeze({"a": 1}), both.version))
+    between = cache.lookup(KEY)
+    assert between is not None
+    assert between.version < both.version, "or who waits for that version took it for whole"
+    cache.write_finished(KEY, None, version=both.version, operation=MERGE)
+    store.error = StoreUnavailable("down")
+    assert cache.get(KEY) == Answer(both, "stale")
+    cache.apply_change(Change(both))
+    assert cache.get(KEY) == Answer(both, "hit")
+
+
+def test_a_guess_needs_its_base(cache: BeastModeCache, store: ScriptedStore) -> None:
+    cache.write_started(KEY)
+    cache.write_finished(KEY, None, version=5, operation=MERGE)
+    assert cache.lookup(KEY) is None, "nothing was held"
+    cache.set(Document(KEY, None, 6))
+    cache.write_started(KEY)
+    cache.write_finished(KEY, None, version=7, operation=Update(KEY, {"n": 1}))
+    assert not cache.holds(KEY), "an update of nothing tells nothing"
+    assert cache.get_stats().guesses == 0
 
 
 # -- C6: doubt ---------------------------------------------------------------------------------
@@ -417,6 +548,23 @@ def test_doubt_twice_does_not_prolong_staleness(
         clock.advance(6)
     with pytest.raises(StoreUnavailable):
         cache.get(KEY)
+
+
+def test_a_write_past_the_cache_keeps_it_out(cache: BeastModeCache, store: ScriptedStore) -> None:
+    cache.get(KEY)
+    with cache.writing(KEY, "users/2"):
+        new = store.put(KEY, n=2)
+        loading = Loading(cache, store, "users/2")
+        other = store.put("users/2", n=2)
+    loading.end()
+    assert cache.get_stats().pending_writes == 0
+    assert cache.lookup("users/2") is None
+    assert cache.get(KEY).document == new
+    assert cache.get("users/2").document == other
+    with pytest.raises(ZeroDivisionError), cache.writing(KEY):
+        newest = store.put(KEY, n=3)
+        raise ZeroDivisionError
+    assert cache.get(KEY).document == newest
 
 
 # -- uncacheable and re-entrant ----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A random walk through reads, loads, writes, changes and doubt, against a model of the rules."""
+"""A random walk through reads, loads, writes, changes, leases and doubt, against a model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from beastcore import Cache
-from beastmode.cache import Answer, BeastModeCache
+from beastmode.cache import Answer, BeastModeCache, Lease
+from beastmode.cache.holdings import PROVISIONAL
 from beastmode.errors import StoreUnavailable
 from beastmode.stores.base import Change, deadline_in
-from beastmode.stores.documents import Document
+from beastmode.stores.documents import Document, Merge
 from support import FakeClock
 
 PATHS = ("users/1", "users/2", "rooms/1")
@@ -76,7 +77,9 @@ class CacheMachine(RuleBasedStateMachine):
         self.floor = dict.fromkeys(PATHS, 0)
         self.seen = dict.fromkeys(PATHS, 0)
         self.pending = dict.fromkeys(PATHS, 0)
-        self.heard = dict.fromkeys(PATHS, 0)
+        self.heard: dict[str, Document | None] = dict.fromkeys(PATHS)
+        self.newest = dict.fromkeys(PATHS, 0)
+        self.lease = Lease()
         self.notices: list[Document] = []
         self.joinable: dict[str, Load] = {}
         self.readers: list[tuple[str, int, asyncio.Task[Answer]]] = []
@@ -117,7 +120,10 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.apply_change(Change(document))
         path = document.path
         if self.pending[path]:
-            self.heard[path] = max(self.heard[path], document.version)
+            self.newest[path] = max(self.newest[path], document.version)
+            heard = self.heard[path]
+            if heard is None or heard.version < document.version:
+                self.heard[path] = document
             self.joinable.pop(path, None)
         else:
             self.overtake(path, document.version)
@@ -180,16 +186,22 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.invalidate(path) == held
         self.overtake(path, self.store.documents[path].version)
 
-    @rule(how=st.sampled_from(["prefix", "clear", "doubt", "doubt prefix"]))
+    @rule(how=st.sampled_from(["prefix", "clear", "doubt", "doubt prefix", "doubt paths prefix"]))
     def invalidate_many(self, how: str) -> None:
         if how == "prefix":
             self.cache.invalidate(prefix="users")
         elif how == "clear":
             self.cache.clear()
+        elif how == "doubt paths prefix":
+            self.lease.cancel()
+            self.cache.doubt(["users/1", "users/2"])
         else:
             self.cache.mark_unverified("users" if how == "doubt prefix" else None)
         for path in PATHS:
             if "prefix" not in how or path.startswith("users/"):
+                if "doubt" in how:
+                    self.heard[path] = None
+                    assert self.cache.lookup(path) is None, "doubt comes before the next read"
                 self.overtake(path, self.store.documents[path].version)
 
     @rule(path=paths)
@@ -209,29 +221,74 @@ class CacheMachine(RuleBasedStateMachine):
         self.overtake(path, 0)
 
     @precondition(lambda self: any(self.pending.values()))
-    @rule(data=st.data(), known=st.booleans(), committed=st.booleans())
-    def a_write_finishes(self, data: st.DataObject, known: bool, committed: bool) -> None:
+    @rule(data=st.data(), outcome=st.sampled_from(["known", "merged", "unknown", "failed"]))
+    def a_write_finishes(self, data: st.DataObject, outcome: str) -> None:
         path = data.draw(st.sampled_from([path for path in PATHS if self.pending[path]]))
-        floor = 0
+        version = None
         document = None
-        if committed:
+        if outcome != "failed":
             written = self.store.write(path, {"own": self.store.version})
-            floor = written.version
-            document = written if known else None
             self.notices.append(written)  # its echo
-        held = path in self.cache._engine
-        self.cache.write_finished(path, document)
+            if outcome != "unknown":
+                version = written.version
+            if outcome == "known":
+                document = written
+        held = self.cache._engine.peek(path)
+        before = None if held is None else held.document
+        merge = Merge(path, {"own": self.store.version})
+        self.cache.write_finished(path, document, version=version, operation=merge)
         self.pending[path] -= 1
         found = self.cache._engine.peek(path)
-        if document is None or self.heard[path] > floor:
+        heard = self.heard[path]
+        newest = self.newest[path] = max(self.newest[path], version or 0)
+        may_install = before is not None or not self.pending[path]
+        floor = newest
+        if version is None:
             assert found is None
-        elif held or not self.pending[path]:
+            floor = self.store.documents[path].version
+        elif heard is not None and heard.version >= newest:
+            if may_install:
+                assert found is not None
+                assert found.document is heard
+        elif version < newest:
+            assert found is None, "something newer is known of, but not its content"
+        elif document is not None:
+            if may_install:
+                assert found is not None
+                assert found.document.data == document.data
+                assert found.document.version == version - bool(self.pending[path])
+            floor = version - bool(self.pending[path])
+        elif before is not None:
             assert found is not None
-            assert found.document is document
-        floor = max(floor, self.heard[path])
+            assert found.flags & PROVISIONAL
+            assert self.cache.lookup(path) is None
         if not self.pending[path]:
-            self.heard[path] = 0
+            self.heard[path] = None
+            self.newest[path] = 0
         self.overtake(path, floor)
+
+    # -- leases ---------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([1.0, 30.0]))
+    def the_stream_is_heard(self, seconds: float) -> None:
+        self.lease.valid_until = self.clock.now + seconds
+
+    @rule(path=paths)
+    def a_path_is_covered(self, path: str) -> None:
+        """By a stream that has told everything, as it does before it is current."""
+        self.cache.apply_change(Change(self.store.documents[path]))
+        if self.pending[path]:
+            self.newest[path] = max(self.newest[path], self.store.documents[path].version)
+            self.heard[path] = self.store.documents[path]
+        held = self.cache._engine.peek(path)
+        assert self.cache.cover(path, self.lease) == (held is not None)
+        self.overtake(path, 0 if self.pending[path] else self.store.documents[path].version)
+
+    @rule(path=paths)
+    def a_path_is_released(self, path: str) -> None:
+        before = self.cache.lookup(path)
+        self.cache.uncover([path])
+        assert self.cache.lookup(path) is before
 
     @rule(seconds=st.sampled_from([0.5, 5.0, 15.0, 40.0]))
     def time_passes(self, seconds: float) -> None:

@@ -336,8 +336,8 @@ def test_no_reader_sees_a_state_from_inside_a_commit(
         cache = optimizer.cache
         finish = cache.write_finished
 
-        def spy(document_path: str, document: Document | None, *, version: int | None) -> None:
-            finish(document_path, document, version=version)
+        def spy(document_path: str, document: Document | None, **known: Any) -> None:
+            finish(document_path, document, **known)
             seen.append(cache.lookup("users/1"))
 
         monkeypatch.setattr(cache, "write_finished", spy)

@@ -2,6 +2,11 @@
 
 No rule about versions or tokens is known here; `state` decides, under its lock, what may be
 installed. Readers look at entries without a lock.
+
+How long an entry is fresh: until `fresh_until`, which a load or a change sets by the time to
+live, and which doubt sets to now. An entry with a lease is prolonged, when it is read past that
+time, up to the time for which the lease promises; doubt takes the lease away, so that no
+promise given before can undo it.
 """
 
 from __future__ import annotations
@@ -12,15 +17,23 @@ import weakref
 from typing import Final
 
 from beastcore import Cache
+from beastmode.cache.lease import Interest, Lease
 from beastmode.cache.rules import Key, Policy, RuleBook
 from beastmode.errors import RequestError
 from beastmode.stores.documents import Document
 
-__all__ = ["Entry", "Holdings", "Shelf", "check_prefix", "is_under"]
+__all__ = ["DOUBTED", "PROVISIONAL", "Entry", "Holdings", "Shelf", "check_prefix", "is_under"]
+
+DOUBTED: Final = 1
+"""Flag of an entry that may lack a change: a source of changes failed."""
+PROVISIONAL: Final = 2
+"""Flag of an entry whose content is our own guess at what the store has at that version."""
 
 _MAX_ENGINE_TTL: Final = 31_536_000.0
 _FEWEST_USERS: Final = 64
 _SLICE: Final = 4096
+_KEEP_S: Final = 30.0
+"""How long what is not fresh is held at least, where a lease had kept it beyond its time."""
 
 
 class Shelf:
@@ -34,9 +47,13 @@ class Shelf:
 
 
 class Entry:
-    """A held document. Readers look at it without a lock: `document` is written first."""
+    """A held document. Readers look at it without a lock: `document` is written first.
 
-    __slots__ = ("document", "fresh_until", "loaded_at", "policy", "shelf")
+    `lease` is who vouches for it beyond its time to live, `flags` are those of this module; both
+    belong to the owner's lock.
+    """
+
+    __slots__ = ("document", "flags", "fresh_until", "lease", "loaded_at", "policy", "shelf")
 
     def __init__(
         self,
@@ -45,12 +62,25 @@ class Entry:
         loaded_at: float,
         policy: Policy,
         shelf: Shelf | None,
+        lease: Lease | None = None,
     ) -> None:
         self.document = document
         self.fresh_until = fresh_until
         self.loaded_at = loaded_at
         self.policy = policy
         self.shelf = shelf
+        self.lease = lease
+        self.flags = 0
+
+    def is_fresh(self, now: float) -> bool:
+        """Return whether it is fresh, prolonged by its lease if need be; under the lock."""
+        if now < self.fresh_until:
+            return True
+        lease = self.lease
+        if lease is None or self.flags or now >= lease.valid_until:
+            return False
+        self.fresh_until = lease.valid_until
+        return True
 
 
 class Holdings:
@@ -60,6 +90,7 @@ class Holdings:
         self.engine = engine
         self.shares_keys = book.shares_keys
         """True when no rule is `per_user`: then a path is its own key."""
+        self.interest = Interest()
         self._jitter = jitter
         self._shelves: weakref.WeakValueDictionary[str, Shelf] = weakref.WeakValueDictionary()
 
@@ -77,19 +108,26 @@ class Holdings:
     def install(
         self, key: Key, path: str, policy: Policy, document: Document, loaded_at: float
     ) -> None:
-        """Hold `document`, known from the store since `loaded_at`, under `key`. O(1)."""
+        """Hold `document`, known from the store since `loaded_at`, under `key`. O(1).
+
+        Who vouched for what was held vouches for this too: it hears every later change.
+        """
         ttl = self._lifetime(document, policy)
         if ttl <= 0:
             self.engine.pop(key, None)
             return
+        before: Entry | None = self.engine.peek(key)
+        lease = None if before is None else before.lease
+        if lease is None:
+            self.interest.note(path)
         shelf = None
         if isinstance(key, tuple):
             shelf = self._shelves.get(path)
             if shelf is None:
                 shelf = self._shelves[path] = Shelf()
             self._put_on(shelf, path, key[1])
-        entry = Entry(document, loaded_at + ttl, loaded_at, policy, shelf)
-        self.engine.set(key, entry, self._engine_ttl(ttl, policy))
+        entry = Entry(document, loaded_at + ttl, loaded_at, policy, shelf, lease)
+        self.engine.set(key, entry, self._engine_ttl(ttl, policy) if lease is None else None)
 
     def _put_on(self, shelf: Shelf, path: str, user: str) -> None:
         users = shelf.users
@@ -107,7 +145,83 @@ class Holdings:
         entry.document = document
         entry.loaded_at = now
         entry.fresh_until = now + ttl
-        self.engine.touch(key, self._engine_ttl(ttl, entry.policy))
+        entry.flags = 0
+        self.engine.touch(key, self._engine_ttl(ttl, entry.policy) if entry.lease is None else None)
+
+    def install_guess(self, key: Key, document: Document, now: float) -> None:
+        """Let the entry of `key` be `document`, a guess: not fresh until the store confirms it."""
+        entry: Entry | None = self.engine.peek(key)
+        if entry is None:
+            return
+        entry.document = document
+        entry.flags |= PROVISIONAL
+        entry.fresh_until = min(entry.fresh_until, now)
+        self._limit(key, entry, now)
+
+    def confirm(self, key: Key, entry: Entry, document: Document, now: float) -> None:
+        """Replace a guess by what the store has at the same version; doubt stays."""
+        if entry.flags & DOUBTED:
+            entry.document = document
+            entry.flags &= ~PROVISIONAL
+        else:
+            self.renew(key, entry, document, now)
+
+    # -- leases --------------------------------------------------------------------------------
+
+    def cover(self, path: str, lease: Lease) -> bool:
+        """Let `lease` vouch for a path's entries; whether there are any. Ends doubt of them."""
+        covered = False
+        for key in self.keys_of(path):
+            entry: Entry | None = self.engine.peek(key)
+            if entry is None:
+                continue
+            covered = True
+            entry.lease = lease
+            entry.flags &= ~DOUBTED
+            self.engine.touch(key, None)  # who vouches for it may do so for ever
+        if covered:
+            self.interest.forget((path,))
+        return covered
+
+    def uncover(self, path: str, now: float) -> None:
+        """Let a path's entries live by time again, from now on where their lease still counts."""
+        for key in self.keys_of(path):
+            entry: Entry | None = self.engine.peek(key)
+            if entry is None or entry.lease is None:
+                continue
+            if entry.is_fresh(now):
+                entry.loaded_at = now
+                until = now + self._lifetime(entry.document, entry.policy)
+                entry.fresh_until = min(entry.fresh_until, until)
+            entry.lease = None
+            self._limit(key, entry, now)
+
+    def doubt(self, path: str, now: float) -> int:
+        """Make a path's entries overdue from `now` on, whoever vouched for them; their number."""
+        doubted = 0
+        for key in self.keys_of(path):
+            entry: Entry | None = self.engine.peek(key)
+            if entry is not None:
+                self._doubt(entry, now)
+                doubted += 1
+        return doubted
+
+    def _doubt(self, entry: Entry, now: float) -> None:
+        had_lease = entry.lease is not None
+        entry.lease = None
+        entry.flags |= DOUBTED
+        entry.fresh_until = min(entry.fresh_until, now)
+        if had_lease:
+            for key in self.keys_of(entry.document.path):
+                self._limit(key, entry, now)
+
+    def _limit(self, key: Key, entry: Entry, now: float) -> None:
+        """Let the engine drop an entry once it is too old even to be served stale.
+
+        Not at once: its version is worth something, and its stream may come back.
+        """
+        left = max(_KEEP_S, entry.fresh_until - now)
+        self.engine.touch(key, self._engine_ttl(left, entry.policy))
 
     def keys_of(self, path: str) -> list[Key]:
         """Return the keys that may be held for a path; O(1), O(users) where kept per user."""
@@ -151,11 +265,14 @@ class Holdings:
             self.engine.evict(_SLICE)
         self.engine.resize(max_entries)
 
-    def age(self, prefix: str | None, now: float) -> None:
-        """Make entries at and under `prefix` overdue from `now` on; needs no lock. O(entries)."""
+    def age(self, prefix: str | None, now: float) -> int:
+        """As `doubt` for what is at and under `prefix`; needs no lock. O(entries)."""
+        doubted = 0
         for entry in self.engine.values():
             if prefix is None or is_under(entry.document.path, prefix):
-                entry.fresh_until = min(entry.fresh_until, now)
+                self._doubt(entry, now)
+                doubted += 1
+        return doubted
 
     def shorten(self) -> None:
         """Let no entry be fresh for longer than its policy says; needs no lock. O(entries)."""

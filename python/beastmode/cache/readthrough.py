@@ -9,14 +9,15 @@ from typing import Final
 
 from beastcore import Cache
 from beastcore._validate import check_callable, check_count, check_seconds
-from beastmode.cache.holdings import Entry, check_prefix
+from beastmode.cache.holdings import Entry
 from beastmode.cache.loader import Loader
 from beastmode.cache.report import Answer, CacheReport
-from beastmode.cache.rules import Key, Policy, Rule, RuleBook, check_lifetime, setting
+from beastmode.cache.rules import Key, Rule, RuleBook, check_lifetime, setting
 from beastmode.cache.state import CacheState
 from beastmode.cache.table import Read
+from beastmode.cache.upkeep import Upkeep
 from beastmode.errors import ClosedError, ConfigError, RequestError
-from beastmode.stores.base import AsyncStore, Change, Store
+from beastmode.stores.base import AsyncStore, Store
 from beastmode.stores.documents import Document, check_path
 
 __all__ = ["BeastModeCache"]
@@ -24,7 +25,7 @@ __all__ = ["BeastModeCache"]
 _WARM_CHUNK: Final = 500
 
 
-class BeastModeCache:
+class BeastModeCache(Upkeep):
     """A read-through cache of a store's documents, shared by threads and event loops.
 
     `store`, `async_store`
@@ -96,20 +97,20 @@ class BeastModeCache:
         if not callable(timer):
             raise ConfigError(f"timer must be callable, got {timer!r}")
         load_deadline_s = setting(check_seconds, "load_deadline_s", load_deadline_s)
-        self._book = RuleBook(
+        book = RuleBook(
             rules,
             ttl=check_lifetime("ttl_s", ttl_s),
             negative_ttl=check_lifetime("negative_ttl_s", negative_ttl_s, zero=True),
             max_stale=max_stale,
         )
-        self._timer = timer
         # The engine's built-in clock is cheaper than a Python timer.
         self._engine: Cache[Key, Entry] = Cache(
             max_entries, timer=None if timer is time.monotonic else timer
         )
-        self._state = CacheState(self._engine, self._book, revalidate_s=revalidate, jitter=jitter)
+        state = CacheState(self._engine, book, revalidate_s=revalidate, jitter=jitter)
+        super().__init__(state, timer)
         self._loader = Loader(
-            self._state,
+            state,
             store,
             async_store,
             deadline_s=load_deadline_s,
@@ -117,21 +118,24 @@ class BeastModeCache:
             on_error=on_error,
         )
         self._find: Callable[[Key], Entry | None] = self._engine.get
-        self._shares_keys = self._book.shares_keys
+        self._shares_keys = book.shares_keys
 
     # -- reads ---------------------------------------------------------------------------------
 
     def lookup(
         self, path: str, user: str | None = None, now: float | None = None
     ) -> Document | None:
-        """Return the fresh document held for `path`, else None; never waits, takes no lock.
+        """Return the fresh document held for `path`, else None; never waits for a load.
 
+        Takes no lock, except where a lease has to prolong what it finds.
         `now` is the cache's timer, for a caller who has just read it. O(1).
         """
         entry = self._find(path if self._shares_keys else self._book.key_of(path, user))
         if entry is None:
             return None
-        if (self._timer() if now is None else now) < entry.fresh_until:
+        if now is None:
+            now = self._timer()
+        if now < entry.fresh_until or (entry.lease is not None and self._state.prolong(entry, now)):
             document = entry.document
             if document.data is None:
                 self._state.negative_hits += 1
@@ -223,43 +227,7 @@ class BeastModeCache:
             loaded += sum(answer.source == "store" for answer in answers)
         return loaded
 
-    # -- what is held --------------------------------------------------------------------------
-
-    def set(self, document: Document, *, user: str | None = None) -> bool:
-        """Install a document that the caller knows from the store; return whether it is held.
-
-        False if something newer is held, a write of it is pending, or its rule does not cache
-        it. RequestError if `document` is none or its rule needs a `user`. O(1).
-        """
-        _check_document(document)
-        key, path, policy = self._resolve(document.path, user)
-        return self._state.set(key, path, policy, document, self._timer())
-
-    def invalidate(self, path: str | None = None, *, prefix: str | None = None) -> int:
-        """Drop a document, or everything at and under `prefix`; return how many entries went.
-
-        Loads that are in the air are not installed. `prefix` is a collection or document path
-        and matches whole parts: "users/7" is not a prefix of "users/70". A path takes O(1); a
-        prefix scans the keys of all entries, up to about a second for a million, during which
-        other threads are served; from an event loop call it by `asyncio.to_thread`.
-        """
-        if (path is None) == (prefix is None):
-            raise RequestError(
-                "invalidate takes a path or a prefix (clear() drops everything), "
-                f"got path={path!r}, prefix={prefix!r}"
-            )
-        if path is not None:
-            return self._state.invalidate(check_path(path))
-        return self._state.invalidate_under(check_prefix(prefix))
-
-    def mark_unverified(self, prefix: str | None = None) -> None:
-        """Doubt what is held (at and under `prefix`): a source of changes has failed.
-
-        On return no such entry is fresh any more: each is loaded at its next read, and served
-        only as stale, for `max_stale_s` from now. Loads in the air are not installed. Scans all
-        entries, as `invalidate` with a prefix does.
-        """
-        self._state.doubt(None if prefix is None else check_prefix(prefix), self._timer())
+    # -- room and settings ---------------------------------------------------------------------
 
     def cleanup(self, limit: int | None = None) -> int:
         """Remove at most `limit` entries that are too old even to be served stale; the number."""
@@ -286,50 +254,6 @@ class BeastModeCache:
         if ttl is not None:
             self._state.set_ttl(ttl)
 
-    # -- writes and changes --------------------------------------------------------------------
-
-    def write_started(self, path: str) -> None:
-        """Say that a write of `path` is on its way to the store.
-
-        Until each is finished nothing that was read from the store is installed for this path;
-        what is held stays, as the base to which the caller applies the pending writes.
-        """
-        self._state.write_started(check_path(path))
-
-    def write_finished(
-        self, path: str, document: Document | None, *, version: int | None = None
-    ) -> None:
-        """Say that a write of `path` has ended: `document` is what the store holds now, or None.
-
-        Pass a document only if its content is known to be the store's (after a `Set`, or an
-        `Update` guarded by a version); it is installed once no write is pending. With None, or
-        when a change was heard meanwhile that is newer, the entry is dropped. While further
-        writes are pending a document only replaces what is held. CacheError without
-        `write_started`.
-
-        Without a document, `version` is that of the written one, if it is known: a write at the
-        same time that the store had earlier and that finishes later is then not taken for the
-        newest state.
-        """
-        check_path(path)
-        if document is not None:
-            _check_document(document)
-            if document.path != path:
-                raise RequestError(f"the document of {path!r} cannot be {document.path!r}")
-        policy = self._book.policy_for(path)
-        key = None if policy.per_user else path
-        if document is not None:
-            version = document.version
-        self._state.write_finished(key, path, policy, document, self._timer(), version=version)
-
-    def apply_change(self, change: Change) -> None:
-        """Take in a change that the store reported: an older entry is replaced in place.
-
-        A document that nobody holds is not installed, nor is anything while a write of it is
-        pending; the change's version is then compared when the write finishes.
-        """
-        self._state.apply_change(change.path, change.document, self._timer())
-
     # -- ends ----------------------------------------------------------------------------------
 
     def get_stats(self) -> CacheReport:
@@ -346,10 +270,6 @@ class BeastModeCache:
             return
         self._find = _closed
         self._loader.close()
-
-    def _resolve(self, path: str, user: str | None) -> tuple[Key, str, Policy]:
-        key, policy = self._book.resolve(path, user)
-        return key, path, policy
 
     def _look_up_many(
         self, paths: Sequence[str], user: str | None
@@ -368,7 +288,10 @@ class BeastModeCache:
         found: list[tuple[Key, Answer | None]] = []
         missing: dict[Key, Read] = {}
         for path, key, entry in zip(paths, keys, self._engine.get_many(keys), strict=True):
-            if entry is not None and now < entry.fresh_until:
+            if entry is not None and (
+                now < entry.fresh_until
+                or (entry.lease is not None and self._state.prolong(entry, now))
+            ):
                 if entry.document.data is None:
                     self._state.negative_hits += 1
                 found.append((key, Answer(entry.document, "hit")))
@@ -391,11 +314,6 @@ def _chunks(paths: Iterable[str]) -> Iterable[list[str]]:
     rest = iter(paths)
     while chunk := list(itertools.islice(rest, _WARM_CHUNK)):
         yield chunk
-
-
-def _check_document(document: object) -> None:
-    if not isinstance(document, Document):
-        raise RequestError(f"document must be a Document, got {document!r}")
 
 
 def _closed(_key: Key) -> Entry | None:

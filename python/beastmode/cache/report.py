@@ -58,6 +58,16 @@ class CacheReport:
     """Calls of `on_error` that raised."""
     changes_applied: int
     """Changes that replaced a held document."""
+    changes_kept: int
+    """Changes heard while a write of the document was pending, and taken up when it finished."""
+    guesses: int
+    """Documents held provisionally after a merge or an update, until the store tells of them."""
+    confirmed: int
+    """Provisional documents that a change of the same version confirmed, without a load."""
+    prolonged: int
+    """Times that a lease kept a document fresh which was past its time."""
+    doubted: int
+    """Documents that a failing source of changes made overdue."""
     in_flight: int
     """Documents being loaded now."""
     pending_writes: int

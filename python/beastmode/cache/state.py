@@ -11,33 +11,54 @@ The rules, per path
        already wait get what the flight brings (they began before), later readers start a new one.
     3. The version held under a key never goes back; a reader whose load brought less than what
        is held gets what is held.
-    4. While a write is pending nothing that was read from the store is installed. A change heard
-       meanwhile, or another write that finished, is remembered by version; if the write's own
-       document is older, the entry is dropped when the write finishes, so that it is loaded.
+    4. While a write is pending nothing that was read from the store is installed. The newest
+       change heard meanwhile is kept, and taken up when the write finishes if it is not older.
+       If only its version is known (another write has it), the entry is dropped, to be loaded.
+    5. After a write whose result is not certain (a merge, an update) the entry is provisional:
+       not fresh, replaced by a change or load of the same version or a newer one.
+    6. A lease keeps an entry fresh beyond its time; doubt ends that, and is in force when it
+       returns. What replaces a covered entry is covered too, because later changes are heard.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
 from beastcore import Cache
 from beastmode.cache.gate import Gate
-from beastmode.cache.holdings import Entry, Holdings
+from beastmode.cache.holdings import PROVISIONAL, Entry, Holdings, is_under
+from beastmode.cache.lease import Lease
 from beastmode.cache.report import CacheReport
 from beastmode.cache.rules import Key, Policy, RuleBook
 from beastmode.cache.table import FlightTable
 from beastmode.errors import CacheError
 from beastmode.stores.documents import Document
 
-__all__ = ["CacheState"]
+__all__ = ["CacheState", "Guess"]
+
+_SLICE: Final = 1024
+"""Paths for which the lock is held at a time."""
 
 
 class _Pending:
-    """Writes of one path that are not acknowledged, and the newest change heard meanwhile."""
+    """Writes of one path that are not acknowledged, and what was learned of it meanwhile."""
 
-    __slots__ = ("count", "foreign")
+    __slots__ = ("count", "foreign", "newest")
 
     def __init__(self) -> None:
         self.count = 0
-        self.foreign: int | None = None
+        self.foreign: Document | None = None
+        """The newest change heard."""
+        self.newest = -1
+        """The newest version heard of, by a change or as a write's own."""
+
+
+class Guess(NamedTuple):
+    """What a path holds after a write, if nobody else has written it since `base`."""
+
+    base: Document
+    data: Mapping[str, Any] | None
 
 
 class CacheState:
@@ -55,7 +76,8 @@ class CacheState:
             self.gate, self.held, blocked=self.pending, revalidate_s=revalidate_s
         )
         self.overdue_lookups = self.negative_hits = 0  # kept by readers without the lock
-        self.changes_applied = self.hook_errors = 0
+        self.changes_applied = self.changes_kept = self.hook_errors = 0
+        self.guesses = self.confirmed = self.prolonged = self.doubted = 0
 
     # -- entries -------------------------------------------------------------------------------
 
@@ -82,15 +104,6 @@ class CacheState:
             self.table.kill_under(prefix)
         return self.held.drop_under(prefix)
 
-    def doubt(self, prefix: str | None, now: float) -> None:
-        """Make entries overdue from `now` on and kill loads; scans all entries, without the lock.
-
-        Loads are killed because one that began before a change was missed may not show it.
-        """
-        with self.gate:
-            self.table.kill_under(prefix)
-        self.held.age(prefix, now)
-
     def clear(self) -> None:
         """Drop every entry and kill every load; pending writes stay counted."""
         with self.gate:
@@ -102,6 +115,59 @@ class CacheState:
         with self.gate.lock:
             self.book.set_ttl(ttl)
         self.held.shorten()
+
+    # -- leases and doubt ----------------------------------------------------------------------
+
+    def prolong(self, entry: Entry, now: float) -> bool:
+        """Return whether a lease keeps an entry fresh that is past its time."""
+        # Under the lock, so that a doubt that has returned cannot be undone by a reader who
+        # looked at the lease before.
+        with self.gate.lock:
+            fresh = entry.is_fresh(now)
+            self.prolonged += fresh
+            return fresh
+
+    def cover(self, path: str, lease: Lease) -> bool:
+        """Let `lease` vouch for a path's entries; whether there are any."""
+        with self.gate:
+            return self.held.cover(path, lease)
+
+    def uncover(self, paths: Sequence[str], now: float) -> None:
+        """Let the entries of paths live by time again."""
+        for part in _parts(paths):
+            with self.gate:
+                self.held.interest.forget(part)
+                for path in part:
+                    self.held.uncover(path, now)
+
+    def doubt(self, paths: Sequence[str], now: float) -> None:
+        """Make entries of paths overdue from `now` on and kill their loads.
+
+        Loads are killed because one that began before a change was missed may not show it.
+        """
+        for part in _parts(paths):
+            with self.gate:
+                self.table.kill_paths(part)
+                for path in part:
+                    self.doubted += self.held.doubt(path, now)
+                    if (pending := self.pending.get(path)) is not None:
+                        pending.foreign = None
+
+    def doubt_under(self, prefix: str | None, now: float) -> None:
+        """As `doubt` for all at and under `prefix`; scans all entries, without the lock."""
+        with self.gate:
+            self.table.kill_under(prefix)
+            for path, pending in self.pending.items():
+                if prefix is None or is_under(path, prefix):
+                    pending.foreign = None
+        doubted = self.held.age(prefix, now)
+        with self.gate.lock:
+            self.doubted += doubted
+
+    def drain_interest(self, limit: int) -> tuple[list[str], bool]:
+        """Take out paths installed since the last call; whether some were forgotten."""
+        with self.gate:
+            return self.held.interest.drain(limit)
 
     # -- writes and changes --------------------------------------------------------------------
 
@@ -123,10 +189,12 @@ class CacheState:
         now: float,
         *,
         version: int | None,
+        guess: Guess | None = None,
     ) -> None:
         """Count a write as done; `document` is the path's verified state after it, if known.
 
-        `version` is the path's version after it, where that is known.
+        `version` is the path's version after it, where that is known; `guess` what its state
+        then is if nobody else has written.
         `key` is None where the path is kept per user: then nobody's entry is known to be right.
         """
         with self.gate:
@@ -138,36 +206,67 @@ class CacheState:
                 del self.pending[path]
             self.table.kill_path(path)
             foreign = pending.foreign
-            if (
-                key is None
-                or document is None
-                or not policy.cacheable
-                or (foreign is not None and foreign > document.version)
-            ):
+            if version is not None:
+                pending.newest = max(pending.newest, version)
+            if version is None or key is None or not policy.cacheable:
                 self.held.drop(path)
-            elif (
-                # With further writes pending, a held base must take this one up, because
-                # nothing else shows it any more; but no new key is installed.
-                (not pending.count or key in self.engine)
-                and self.held.newer(key, document.version) is None
-            ):
-                self.held.install(key, path, policy, document, now)
-            if version is not None and (foreign is None or foreign < version):
-                # Writes at the same time may finish in another order than the store had them.
-                pending.foreign = version
+            elif foreign is not None and foreign.version >= pending.newest:
+                # It is the store's own word on the newest version there is.
+                self.changes_kept += self._take_up(key, path, policy, foreign, now, pending)
+            elif version < pending.newest:
+                self.held.drop(path)
+            else:
+                # Several writes may have become one version: until the last of them has
+                # finished, this is what was there just before it.
+                version -= pending.count > 0
+                if document is not None:
+                    document = Document(path, document.data, version)
+                    self._take_up(key, path, policy, document, now, pending)
+                elif guess is not None and self._is_base(key, guess):
+                    self.held.install_guess(key, Document(path, guess.data, version), now)
+                    self.guesses += 1
+                else:
+                    self.held.drop(path)
+
+    def _take_up(
+        self,
+        key: Key,
+        path: str,
+        policy: Policy,
+        document: Document,
+        now: float,
+        pending: _Pending,
+    ) -> bool:
+        # With further writes pending, a held base must take this one up, because nothing else
+        # shows it any more; but no new key is installed.
+        if (pending.count and key not in self.engine) or self.held.newer(key, document.version):
+            return False
+        self.held.install(key, path, policy, document, now)
+        return True
+
+    def _is_base(self, key: Key, guess: Guess) -> bool:
+        entry = self.engine.peek(key)
+        return entry is not None and entry.document is guess.base
 
     def apply_change(self, path: str, document: Document, now: float) -> None:
         """Take notice of a change: replace an older entry, never install a new key."""
+        version = document.version
         with self.gate:
             self.table.kill_path(path)
             pending = self.pending.get(path)
             if pending is not None:
-                if pending.foreign is None or pending.foreign < document.version:
-                    pending.foreign = document.version
+                pending.newest = max(pending.newest, version)
+                if pending.foreign is None or pending.foreign.version < version:
+                    pending.foreign = document
                 return
             for key in self.held.keys_of(path):
                 entry = self.engine.peek(key)
-                if entry is None or entry.document.version >= document.version:
+                if entry is None or entry.document.version > version:
+                    continue
+                if entry.document.version == version:
+                    if entry.flags & PROVISIONAL:
+                        self.held.confirm(key, entry, document, now)
+                        self.confirmed += 1
                     continue
                 self.changes_applied += 1
                 if isinstance(key, tuple):  # what this user may see of it is not known
@@ -206,6 +305,15 @@ class CacheState:
                 background_errors=self.table.background_errors,
                 hook_errors=self.hook_errors,
                 changes_applied=self.changes_applied,
+                changes_kept=self.changes_kept,
+                guesses=self.guesses,
+                confirmed=self.confirmed,
+                prolonged=self.prolonged,
+                doubted=self.doubted,
                 in_flight=len(self.table),
                 pending_writes=len(self.pending),
             )
+
+
+def _parts(paths: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (paths[start : start + _SLICE] for start in range(0, len(paths), _SLICE))

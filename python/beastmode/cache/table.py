@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from typing import Final
 
 from beastmode.cache.flights import AbandonedError, Flight, is_loading
@@ -90,10 +90,10 @@ class FlightTable:
             for read in reads:
                 entry = self._held.engine.peek(read.key)
                 if entry is not None:
-                    overdue = now - entry.fresh_until
-                    if overdue < 0:
+                    if entry.is_fresh(now):
                         read.answer = Answer(entry.document, "hit")
                         continue
+                    overdue = now - entry.fresh_until
                     if overdue < min(self._revalidate_s, entry.policy.max_stale):
                         read.answer = Answer(entry.document, "stale")
                         self.stale_served += 1
@@ -145,11 +145,10 @@ class FlightTable:
         if isinstance(outcome, (StoreUnavailable, StoreTimeout)):
             entry = self._held.engine.peek(read.key)
             if entry is not None and now < entry.fresh_until + entry.policy.max_stale:
-                fresh = now < entry.fresh_until
+                with self._gate.lock:
+                    fresh = entry.is_fresh(now)
+                    self.stale_served += not fresh
                 read.answer = Answer(entry.document, "hit" if fresh else "stale")
-                if not fresh:
-                    with self._gate.lock:
-                        self.stale_served += 1
                 return True
         raise outcome
 
@@ -282,6 +281,16 @@ class FlightTable:
                 self._kill(flight)
             return
         for flight in [flight for flight in self._flights.values() if flight.path == path]:
+            self._kill(flight)
+
+    def kill_paths(self, paths: Collection[str]) -> None:
+        """As `kill_path` for many; O(paths), where kept per user O(paths + flights)."""
+        if self._held.shares_keys:
+            for path in paths:
+                self.kill_path(path)
+            return
+        doomed = frozenset(paths)
+        for flight in [flight for flight in self._flights.values() if flight.path in doomed]:
             self._kill(flight)
 
     def kill_under(self, prefix: str | None) -> None:

@@ -20,7 +20,7 @@ from beastmode.errors import ConfigError
 from beastmode.housekeeping import Housekeeper, JobReport
 from beastmode.journal import Journal
 from beastmode.stores.base import AsyncStore, Store, StoreHealth
-from beastmode.stores.documents import Delete, Document, Operation, Set, freeze
+from beastmode.stores.documents import Delete, Document, Operation, Set, freeze, has_transforms
 from beastmode.stores.guarded import GuardedAsyncStore, GuardedStore
 from beastmode.stores.metered import MeteredAsyncStore, MeteredStore
 from beastmode.stores.probing import Prober
@@ -55,8 +55,11 @@ class PartsReport:
 def committed_document(operation: Operation, version: int) -> Document | None:
     """Return what the store holds after `operation`, or None where that is not certain.
 
-    Only a `Set` and a `Delete` tell: the others may have met another writer's fields.
+    Only a `Set` without transforms and a `Delete` tell: the others may have met another writer's
+    fields.
     """
+    if has_transforms(operation):
+        return None
     if isinstance(operation, Set):
         return Document(operation.path, freeze(operation.data), version)
     if isinstance(operation, Delete):
@@ -241,7 +244,7 @@ class Parts:
 
     def _on_committed(self, operation: Operation, version: int) -> None:
         document = committed_document(operation, version)
-        self.cache.write_finished(operation.path, document, version=version)
+        self.cache.write_finished(operation.path, document, version=version, operation=operation)
         self._finished(operation.path)
 
     def _on_failed(self, operation: Operation, error: BaseException) -> None:

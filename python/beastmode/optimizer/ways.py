@@ -226,9 +226,15 @@ class _Direct:
         for number, operation in enumerate(self._operations):
             version = None if self.versions is None else self.versions[number]
             document = None
-            if version is not None and last[operation.path] == number:
+            alone = last[operation.path] == number
+            if version is not None and alone:
                 document = committed_document(operation, version)
             try:
-                self._parts.cache.write_finished(operation.path, document, version=version)
+                self._parts.cache.write_finished(
+                    operation.path,
+                    document,
+                    version=version,
+                    operation=operation if alone else None,
+                )
             except ClosedError:
                 return  # closed meanwhile: the store's answer is the caller's all the same

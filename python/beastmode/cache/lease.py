@@ -1,0 +1,83 @@
+"""Leases: how a healthy stream of changes vouches for what is held, and what it should follow.
+
+Whoever listens to changes makes one `Lease` per stream and moves its `valid_until` on as long as
+the stream is heard. All entries that the stream vouches for share the object, so that one
+assignment keeps thousands of them fresh, or ends it. No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = ["Interest", "Lease"]
+
+_MOST_PATHS: Final = 65_536
+
+
+class Lease:
+    """A promise that every change of what it covers is heard, until `valid_until`.
+
+    `valid_until` is seconds of the cache's timer: at most the moment up to which silence of the
+    stream is still taken for health. It starts as -inf, which promises nothing, and is moved by
+    its owner, from any thread, by a plain assignment.
+    """
+
+    __slots__ = ("valid_until",)
+
+    def __init__(self, valid_until: float = -math.inf) -> None:
+        self.valid_until = valid_until
+
+    def cancel(self) -> None:
+        """Promise nothing from now on.
+
+        Entries that it has prolonged before stay fresh up to the time of that promise, until
+        `BeastModeCache.doubt` or `mark_unverified` tells otherwise: call one of them next.
+        """
+        self.valid_until = -math.inf
+
+    def __repr__(self) -> str:
+        return f"Lease(valid_until={self.valid_until!r})"
+
+
+class Interest:
+    """Paths that were installed and that no lease covers, oldest first; bounded.
+
+    The owner's lock guards it. When it is full the oldest path is forgotten, which `drain` tells.
+    """
+
+    __slots__ = ("_most", "_paths", "lost")
+
+    def __init__(self, most: int = _MOST_PATHS) -> None:
+        self._paths: dict[str, None] = {}
+        self._most = most
+        self.lost = 0
+        """Paths forgotten since the last `drain`."""
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def note(self, path: str) -> None:
+        """Remember `path`. O(1)."""
+        paths = self._paths
+        paths[path] = None
+        if len(paths) > self._most:
+            del paths[next(iter(paths))]
+            self.lost += 1
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Take `paths` out: they are covered, or not wanted."""
+        for path in paths:
+            self._paths.pop(path, None)
+
+    def drain(self, limit: int) -> tuple[list[str], bool]:
+        """Take out the oldest paths, at most `limit`; and whether some were forgotten before."""
+        taken: list[str] = []
+        for path in self._paths:
+            if len(taken) >= limit:
+                break
+            taken.append(path)
+        self.forget(taken)
+        lost, self.lost = self.lost > 0, 0
+        return taken, lost

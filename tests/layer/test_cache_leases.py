@@ -1,0 +1,317 @@
+"""Leases: what a healthy stream keeps fresh, what doubt ends, and what is told to be followed."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from beastcore import Cache
+from beastmode.cache import Answer, BeastModeCache, Lease, Rule
+from beastmode.cache.lease import Interest
+from beastmode.errors import ClosedError, ConfigError, RequestError, StoreUnavailable
+from beastmode.stores.base import Change
+from beastmode.stores.documents import Merge
+from scripted import ScriptedStore
+from support import FakeClock
+
+KEY = "users/1"
+TTL = 100.0
+STALE = 10.0
+
+
+@pytest.fixture
+def store() -> ScriptedStore:
+    store = ScriptedStore()
+    store.put(KEY, n=1)
+    return store
+
+
+@pytest.fixture
+def cache(store: ScriptedStore, clock: FakeClock) -> Iterator[BeastModeCache]:
+    cache = BeastModeCache(store, ttl_s=TTL, negative_ttl_s=20, max_stale_s=STALE, timer=clock)
+    yield cache
+    cache.close()
+
+
+def test_a_lease_keeps_a_document_fresh_beyond_its_time(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    lease = Lease()
+    assert cache.cover(KEY, lease) is False, "nothing is held"
+    document = cache.get(KEY).document
+    assert cache.cover(KEY, lease)
+    clock.advance(TTL)
+    assert cache.lookup(KEY) is None, "the lease promises nothing yet"
+    for _ in range(5):
+        lease.valid_until = clock.now + 60
+        for _ in range(3):
+            assert cache.lookup(KEY) is document
+            assert cache.get_many([KEY]) == [Answer(document, "hit")]
+            assert cache.load(KEY) == Answer(document, "hit")
+        clock.advance(59)
+        assert cache.cleanup() == 0
+    clock.advance(1)
+    assert cache.lookup(KEY) is None, "silence for longer than was promised"
+    assert cache.get_stats().prolonged == 3, "once for each promise that was needed"
+    assert store.loads_of(KEY) == 1
+
+
+def test_a_tombstone_is_kept_by_a_lease_too(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    gone = cache.get("users/2").document
+    assert not gone.exists
+    lease = Lease(math.inf)
+    assert cache.cover("users/2", lease)
+    clock.advance(10_000)
+    assert cache.lookup("users/2") is gone
+    assert cache.get_stats().negative_hits == 1
+
+
+@pytest.mark.parametrize("how", ["paths", "prefix", "all"])
+def test_doubt_is_stronger_than_a_lease(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock, how: str
+) -> None:
+    lease = Lease(math.inf)
+    cache.get(KEY)
+    cache.cover(KEY, lease)
+    clock.advance(TTL)
+    assert cache.lookup(KEY) is not None
+    new = store.put(KEY, n=2)  # and its notice was lost
+    doubts: dict[str, Callable[[], None]] = {
+        "paths": lambda: cache.doubt([KEY]),
+        "prefix": lambda: cache.mark_unverified("users"),
+        "all": cache.mark_unverified,
+    }
+    doubts[how]()
+    assert cache.lookup(KEY) is None, "although the lease is valid"
+    store.error = StoreUnavailable("down")
+    clock.advance(STALE - 1)
+    assert cache.get(KEY).source == "stale"
+    clock.advance(1)
+    with pytest.raises(StoreUnavailable):
+        cache.get(KEY)
+    store.error = None
+    assert cache.get(KEY) == Answer(new, "store")
+    clock.advance(TTL)
+    assert cache.lookup(KEY) is None, "the lease has to be given anew"
+    assert cache.get_stats().doubted == 1
+
+
+def test_a_stream_that_resumes_ends_the_doubt_without_a_load(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    document = cache.get(KEY).document
+    other = cache.get("users/2").document
+    lease = Lease(clock.now + 60)
+    cache.cover(KEY, lease)
+    cache.cover("users/2", lease)
+    lease.cancel()
+    cache.doubt([KEY, "users/2"])
+    clock.advance(25)  # longer than max_stale_s
+    newer = store.put("users/2", n=2)
+    cache.apply_change(Change(newer))  # what was missed, delivered late
+    lease = Lease(clock.now + 60)
+    assert cache.cover(KEY, lease)
+    assert cache.cover("users/2", lease)
+    assert cache.lookup(KEY) is document
+    assert cache.lookup("users/2") is newer
+    assert other.version < newer.version
+    assert store.loads_of(KEY) == store.loads_of("users/2") == 1
+
+
+def test_a_cancelled_lease_counts_up_to_its_last_promise_and_doubt_ends_that(
+    cache: BeastModeCache, clock: FakeClock
+) -> None:
+    cache.get(KEY)
+    lease = Lease(clock.now + TTL + 60)
+    cache.cover(KEY, lease)
+    clock.advance(TTL)
+    assert cache.lookup(KEY) is not None, "it is prolonged by 60 s"
+    lease.cancel()
+    clock.advance(1)
+    assert cache.lookup(KEY) is not None
+    cache.doubt([KEY])
+    assert cache.lookup(KEY) is None
+
+
+def test_what_replaces_a_covered_entry_is_covered(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    lease = Lease(math.inf)
+    cache.get(KEY)
+    cache.cover(KEY, lease)
+    changed = store.put(KEY, n=2)
+    cache.apply_change(Change(changed))
+    clock.advance(TTL)
+    assert cache.lookup(KEY) is changed
+    cache.write_started(KEY)
+    own = store.put(KEY, n=3)
+    cache.write_finished(KEY, own)
+    clock.advance(TTL)
+    assert cache.lookup(KEY) == own
+    assert cache.set(store.put(KEY, n=4))
+    clock.advance(TTL)
+    assert cache.lookup(KEY) is not None
+    cache.drain_interest(10)
+    cache.invalidate(KEY)
+    cache.get(KEY)
+    assert cache.drain_interest(10) == ([KEY], False)
+    clock.advance(TTL)
+    assert cache.lookup(KEY) is None, "it was dropped, and its cover with it"
+
+
+def test_a_provisional_entry_is_not_made_fresh_by_a_lease(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    cache.get(KEY)
+    cache.cover(KEY, Lease(math.inf))
+    cache.write_started(KEY)
+    both = store.put(KEY, n=1, m=2, foreign=3)
+    cache.write_finished(KEY, None, version=both.version, operation=Merge(KEY, {"m": 2}))
+    assert cache.lookup(KEY) is None
+    cache.cover(KEY, Lease(math.inf))
+    assert cache.lookup(KEY) is None
+    cache.apply_change(Change(both))
+    clock.advance(TTL)
+    assert cache.lookup(KEY) is both
+
+
+def test_uncovered_documents_live_by_their_time_again(
+    cache: BeastModeCache, clock: FakeClock
+) -> None:
+    document = cache.get(KEY).document
+    cache.get("users/2")
+    lease = Lease(clock.now + 500)
+    cache.cover(KEY, lease)
+    cache.uncover(["users/2", "users/3"])  # never covered, not held
+    clock.advance(300)
+    cache.uncover([KEY])
+    clock.advance(TTL - 1)
+    assert cache.lookup(KEY) is document, "it was vouched for until just now"
+    clock.advance(1)
+    assert cache.lookup(KEY) is None
+    lease.valid_until = math.inf
+    assert cache.lookup(KEY) is None
+    assert cache.lookup("users/2") is None
+
+    cache.get(KEY)
+    cache.cover(KEY, Lease(clock.now + 5))
+    clock.advance(TTL)
+    cache.uncover([KEY])
+    assert cache.lookup(KEY) is None, "the promise was over"
+    clock.advance(60)
+    cache.cleanup()
+    assert not cache.holds(KEY)
+
+
+def test_a_lease_promises_no_more_after_uncover_than_before(
+    cache: BeastModeCache, clock: FakeClock
+) -> None:
+    cache.get(KEY)
+    cache.cover(KEY, Lease(clock.now + TTL + 7))
+    clock.advance(TTL)
+    cache.uncover([KEY])
+    clock.advance(6)
+    assert cache.lookup(KEY) is not None
+    clock.advance(1)
+    assert cache.lookup(KEY) is None
+
+
+def test_entries_of_users_are_covered_and_dropped_on_change(
+    store: ScriptedStore, clock: FakeClock
+) -> None:
+    cache = BeastModeCache(store, ttl_s=TTL, rules=[Rule("users", per_user=True)], timer=clock)
+    for user in ("ann", "bob"):
+        cache.get(KEY, user=user)
+    assert cache.holds(KEY)
+    assert cache.drain_interest(9) == ([KEY], False)
+    assert cache.cover(KEY, Lease(math.inf))
+    clock.advance(TTL)
+    assert cache.lookup(KEY, "ann") is not None
+    assert cache.lookup(KEY, "bob") is not None
+    cache.doubt([KEY])
+    assert cache.lookup(KEY, "ann") is None
+    assert cache.lookup(KEY, "bob") is None
+    cache.apply_change(Change(store.put(KEY, n=2)))
+    assert not cache.holds(KEY)
+    cache.close()
+
+
+def test_what_was_installed_is_told_once(
+    store: ScriptedStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beastmode.cache.readthrough.Cache", functools.partial(Cache, policy="lru"))
+    cache = BeastModeCache(
+        store, ttl_s=TTL, rules=[Rule("raw", cacheable=False)], max_entries=3, timer=clock
+    )
+    paths = [f"users/{number}" for number in range(4)]
+    cache.get_many([*paths, "raw/1"])
+    assert cache.drain_interest(3) == (paths[:3], False)
+    assert cache.drain_interest(3) == (paths[3:], False)
+    assert cache.drain_interest(3) == ([], False)
+    assert [cache.holds(path) for path in paths] == [False, True, True, True]
+    clock.advance(TTL)
+    cache.get_many(paths[:2])
+    assert cache.drain_interest(9) == (paths[:2], False), "loaded again: still wanted"
+    cache.cover(paths[0], Lease(math.inf))
+    cache.apply_change(Change(store.put(paths[0], n=2)))
+    cache.set(store.put(paths[0], n=3))
+    assert cache.drain_interest(9) == ([], False), "covered already"
+    clock.advance(TTL)
+    cache.get(paths[1])
+    cache.uncover([paths[1]])
+    assert cache.drain_interest(9) == ([], False), "not wanted any more"
+    cache.close()
+
+
+def test_interest_is_bounded_and_says_so() -> None:
+    interest = Interest(most=3)
+    for number in (1, 2, 1, 3, 4):
+        interest.note(f"users/{number}")
+    assert len(interest) == 3
+    assert interest.drain(2) == (["users/2", "users/3"], True)
+    assert interest.drain(2) == (["users/4"], False)
+
+
+def test_a_large_doubt_lets_others_in_and_reaches_all(
+    store: ScriptedStore, clock: FakeClock
+) -> None:
+    cache = BeastModeCache(store, ttl_s=TTL, timer=clock)
+    paths = [f"users/{number}" for number in range(2500)]
+    cache.get_many(paths)
+    lease = Lease(math.inf)
+    assert all(cache.cover(path, lease) for path in paths)
+    cache.doubt(dict.fromkeys(paths))
+    assert not any(map(cache.lookup, paths))
+    assert cache.get_stats().doubted == 2500
+    cache.close()
+
+
+def test_bad_arguments_change_nothing(cache: BeastModeCache) -> None:
+    cache.get(KEY)
+    for call in (
+        lambda: cache.cover(KEY, None),  # type: ignore[arg-type]
+        lambda: cache.cover("users", Lease()),
+        lambda: cache.doubt([KEY, "users"]),
+        lambda: cache.doubt(KEY),
+        lambda: cache.uncover(7),  # type: ignore[arg-type]
+        lambda: cache.holds("users"),
+    ):
+        with pytest.raises(RequestError, match=r"users|Lease|7"):
+            call()
+    with pytest.raises(ConfigError, match="limit"):
+        cache.drain_interest(0)
+    assert cache.lookup(KEY) is not None
+    assert repr(Lease(5.0)) == "Lease(valid_until=5.0)"
+    cache.close()
+    for late in (
+        lambda: cache.cover(KEY, Lease()),
+        lambda: cache.doubt([KEY]),
+        lambda: cache.drain_interest(1),
+    ):
+        with pytest.raises(ClosedError):
+            late()
