@@ -20,7 +20,17 @@ from cpython.tuple cimport PyTuple_CheckExact, PyTuple_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
 
 from beastcore._hash cimport hash_plain, mix_hash, same_key
-from beastcore._table cimport Index, Slot, index_home, prefetch
+from beastcore._table cimport (
+    LAST,
+    Index,
+    Slot,
+    index_fits,
+    index_home,
+    index_line,
+    index_next,
+    lowest,
+    prefetch,
+)
 
 cdef extern from *:
     """
@@ -134,52 +144,48 @@ cdef inline Py_ssize_t bulk_hash(Bulk* b, Py_ssize_t i, uint64_t salt) noexcept:
     return b.n
 
 
-cdef inline uint32_t bulk_place(Index* x, uint32_t mixed) noexcept nogil:
-    """Return the place of the first word that may be that of a key, or of the end of its probe."""
-    cdef uint32_t place = index_home(x, mixed), tag = mixed << x.tag_shift
-    while x.words[place] != 0 and (x.words[place] ^ tag) >> x.tag_shift != 0:
-        place += 1
-        if place == x.size:
-            place = 0
-    return place
-
-
 cdef inline uint32_t bulk_probe(Index* x, Slot* slots, PyObject* key, uint32_t mixed,
-                                uint32_t place) noexcept nogil:
-    """Return the slot of `key` from `place` on, 0 if there is none, UNSURE if Python must tell."""
-    cdef uint32_t tag = mixed << x.tag_shift, word, s
+                                uint32_t fits) noexcept nogil:
+    """Return the slot of `key`, 0 if there is none, UNSURE if Python must tell.
+
+    `fits` tells which words of its home line have its tag.
+    """
+    cdef uint32_t at = index_home(x, mixed), s
+    cdef uint32_t* line = index_line(x, at)
     cdef int same
     while True:
-        word = x.words[place]
-        if word == 0:
-            return 0
-        if (word ^ tag) >> x.tag_shift == 0:
-            s = word & x.slot_mask
+        while fits != 0:
+            s = line[lowest(fits)] & x.slot_mask
+            fits &= fits - 1
             if slots[s].key == key:
                 return s
-            if slots[s].hash == mixed:
+            if slots[s].hash == mixed and s != 0:
                 same = same_key(slots[s].key, key)
                 if same != 0:
                     return s if same == 1 else UNSURE
-        place += 1
-        if place == x.size:
-            place = 0
+        if line[LAST] == 0:
+            return 0
+        at = index_next(x, at)
+        line = index_line(x, at)
+        fits = index_fits(x, line, mixed)
 
 
 cdef inline Py_ssize_t bulk_fetch(Bulk* b, Py_ssize_t i, Index* x, Slot* slots,
-                                  uint32_t* places) noexcept nogil:
+                                  uint32_t* fits) noexcept nogil:
     """Fetch what finding the keys from `i` on reads, for a block; return how many these are.
 
-    Sets the place in the index where the probe of each must go on.
+    Sets which words of each home line have the key's tag.
     """
     cdef Py_ssize_t j, m = min(<Py_ssize_t>BLOCK, b.n - i)
     cdef uint32_t candidates[BLOCK]
+    cdef uint32_t* line
     cdef Slot* slot
     for j in range(m):
-        prefetch(x.words + index_home(x, b.mixed[i + j]))
+        prefetch(index_line(x, index_home(x, b.mixed[i + j])))
     for j in range(m):
-        places[j] = bulk_place(x, b.mixed[i + j])
-        candidates[j] = x.words[places[j]] & x.slot_mask
+        line = index_line(x, index_home(x, b.mixed[i + j]))
+        fits[j] = index_fits(x, line, b.mixed[i + j])
+        candidates[j] = line[lowest(fits[j] | 1 << LAST)] & x.slot_mask
         prefetch(slots + candidates[j])
     for j in range(m):
         slot = slots + candidates[j]
@@ -191,13 +197,13 @@ cdef inline Py_ssize_t bulk_fetch(Bulk* b, Py_ssize_t i, Index* x, Slot* slots,
 
 cdef inline Py_ssize_t bulk_find(Bulk* b, Py_ssize_t i, Index* x, Slot* slots) noexcept nogil:
     """Find the keys from `i` on; return the number of the first that needs Python, or `n`."""
-    cdef uint32_t places[BLOCK]
+    cdef uint32_t fits[BLOCK]
     cdef uint32_t s
     cdef Py_ssize_t j, m
     while i < b.n:
-        m = bulk_fetch(b, i, x, slots, places)
+        m = bulk_fetch(b, i, x, slots, fits)
         for j in range(m):
-            s = bulk_probe(x, slots, b.keys[i + j], b.mixed[i + j], places[j])
+            s = bulk_probe(x, slots, b.keys[i + j], b.mixed[i + j], fits[j])
             if s == UNSURE:
                 return i + j
             b.slots[i + j] = s

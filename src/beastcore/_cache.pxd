@@ -57,7 +57,7 @@ cdef class Cache:
     cdef int store(self, object key, object value) except -1
 
     cdef inline uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF
-    cdef uint32_t probe(self, object key, uint32_t mixed, uint32_t place) except 0xFFFFFFFF
+    cdef uint32_t probe(self, object key, uint32_t mixed) except 0xFFFFFFFF
     cdef uint32_t find_again(self, object key, uint32_t mixed) except 0xFFFFFFFF
     cdef int ask(self, uint32_t s, object key) except -1
     cdef bint holds_at(self, uint32_t s, PyObject* key) noexcept

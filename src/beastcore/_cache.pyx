@@ -5,8 +5,8 @@ Data structure
     `slots`   an array of 32-byte slots: key, value, mixed hash, expiry, flags, weight. Slots
               FIRST_SLOT..high have been used; free ones are chained through `links.next`. There
               is one slot more than entries may be held, for the newcomer of a full cache.
-    `index`   open addressing over 32-bit words that hold a slot number, the distance from home
-              and a tag of the mixed hash; described in _table.pxd.
+    `index`   open addressing over lines of 16 words of 32 bits that hold a slot number, the
+              distance from home and a tag of the mixed hash; described in _table.pxd.
     `links`   three circular queues through the sentinels 0 to 2 (WINDOW, PROBATION, PROTECTED):
               a sentinel's `next` is the newest slot, its `prev` the oldest. Which entry leaves is
               decided in _policy.pxd; "lru" uses the first queue alone, in order of use.
@@ -23,8 +23,9 @@ Invariants (`_check()` verifies them by number)
        all up to high, and no more than capacity.
     2  The queues are circular and doubly linked over exactly the used slots, each of which knows
        its queue; the policy knows each queue's weight.
-    3  Each used slot is found in the index from its home position without passing an empty word,
-       under its own number, distance and tag; the index holds no other words.
+    3  Each used slot is found in the index from its home line on without passing a line that is
+       not full, under its own number, distance and tag; the index holds no other words, and those
+       of a line are in its first places.
     4  weight_ is the sum of the weights, <= max_weight_; each weight <= max_weight_.
     5  n_ttl and n_gc count the slots with HAS_TTL and HAS_GC; HAS_GC is set if the type of the
        key or the value takes part in garbage collection.
@@ -156,16 +157,20 @@ from beastcore._wheel cimport (
     wheel_waits,
 )
 from beastcore._table cimport (
+    LAST,
     ROOMY,
     Index,
     Slot,
     index_add,
+    index_bytes,
     index_drop,
     index_fits,
-    index_guess,
     index_home,
+    index_line,
+    index_next,
     lines_calloc,
     lines_free,
+    lowest,
     prefetch,
 )
 
@@ -407,31 +412,35 @@ cdef class Cache:
     cdef inline uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF:
         """Return the slot of `key`, expired or not, or 0. No Python code runs after the answer."""
         cdef Index* x = &self.index
-        cdef uint32_t place = index_home(x, mixed)
-        cdef uint32_t word = index_guess(x, mixed, place)
-        # Mostly it is that of this very object.
-        if (index_fits(x, word, mixed)
-                and self.slots[word & x.slot_mask].key == <PyObject*>key):
-            return word & x.slot_mask
-        return self.probe(key, mixed, place)
+        cdef uint32_t* line = index_line(x, index_home(x, mixed))
+        cdef uint32_t fits = index_fits(x, line, mixed), s
+        if fits == 0:
+            if line[LAST] == 0:
+                return 0
+        else:
+            s = line[lowest(fits)] & x.slot_mask
+            if self.slots[s].key == <PyObject*>key:  # mostly it is this very object
+                return s
+        return self.probe(key, mixed)
 
-    cdef uint32_t probe(self, object key, uint32_t mixed, uint32_t place) except 0xFFFFFFFF:
-        """Go on with `find` at `place`."""
+    cdef uint32_t probe(self, object key, uint32_t mixed) except 0xFFFFFFFF:
+        """`find` where the first look has not told."""
         cdef Index* x = &self.index
-        cdef uint32_t tag = mixed << x.tag_shift, word, s
+        cdef uint32_t at = index_home(x, mixed), fits, s
+        cdef uint32_t* line
         cdef uint64_t version
         cdef PyObject* held
         cdef int same
         while True:
-            word = x.words[place]
-            if word == 0:
-                return 0
-            if (word ^ tag) >> x.tag_shift == 0:
-                s = word & x.slot_mask
+            line = index_line(x, at)
+            fits = index_fits(x, line, mixed)
+            while fits != 0:
+                s = line[lowest(fits)] & x.slot_mask
+                fits &= fits - 1
                 held = self.slots[s].key
                 if held == <PyObject*>key:
                     return s
-                if self.slots[s].hash == mixed:
+                if self.slots[s].hash == mixed and s != 0:
                     same = same_key(held, <PyObject*>key)
                     if same == 1:
                         return s
@@ -445,9 +454,9 @@ cdef class Cache:
                             return s
                         if self.version != version:
                             return self.find_again(key, mixed)
-            place += 1
-            if place == x.size:
-                place = 0
+            if line[LAST] == 0:
+                return 0
+            at = index_next(x, at)
 
     cdef uint32_t find_again(self, object key, uint32_t mixed) except 0xFFFFFFFF:
         """`find` once a comparison, or another thread during it, has changed the cache.
@@ -458,19 +467,26 @@ cdef class Cache:
         cdef list different = []
         cdef object candidate
         cdef Index* x = &self.index
-        cdef uint32_t place, word, s, tag
+        cdef uint32_t at, fits, s
+        cdef uint32_t* line
         cdef uint64_t version
         cdef int same = 0
         for _ in range(RESTARTS):
-            tag = mixed << x.tag_shift
-            place = index_home(x, mixed)
+            at = index_home(x, mixed)
+            line = index_line(x, at)
+            fits = index_fits(x, line, mixed)
             while True:
-                word = x.words[place]
-                s = word & x.slot_mask
-                if word == 0:
-                    same = 0
-                    break
-                if (word ^ tag) >> x.tag_shift == 0 and self.slots[s].hash == mixed:
+                if fits == 0:
+                    s = same = 0
+                    if line[LAST] == 0:
+                        break
+                    at = index_next(x, at)
+                    line = index_line(x, at)
+                    fits = index_fits(x, line, mixed)
+                    continue
+                s = line[lowest(fits)] & x.slot_mask
+                fits &= fits - 1
+                if self.slots[s].hash == mixed and s != 0:
                     if self.slots[s].key == <PyObject*>key:
                         same = 1
                         break
@@ -487,9 +503,6 @@ cdef class Cache:
                         if self.version != version:
                             same = 2
                             break
-                place += 1
-                if place == x.size:
-                    place = 0
             candidate = None
             if same != 2:
                 # Forgetting keys may run their destructors.
@@ -961,7 +974,7 @@ cdef class Cache:
         if s < FIRST_SLOT:
             return
         slot = &self.slots[s]  # was the one after, an insertion ago
-        prefetch(&self.index.words[index_home(&self.index, slot.hash)])
+        prefetch(index_line(&self.index, index_home(&self.index, slot.hash)))
         if self.adaptive != NULL:
             prefetch(sketch_block(&self.adaptive.sketch, spread(slot.hash)))
         prefetch(slot.key)
@@ -1468,7 +1481,7 @@ cdef class Cache:
         """Return a `CacheStats`."""
         arrays = (<uint64_t>self.capacity + FIRST_SLOT) * (sizeof(Slot) + sizeof(Link))
         arrays += self.adaptive_room
-        arrays += <uint64_t>self.index.size * sizeof(uint32_t)
+        arrays += index_bytes(&self.index)
         if self.wheel.links != NULL:
             arrays += (<uint64_t>self.wheel.base + LISTS) * sizeof(Link)
         weighs = self.weigher is not None

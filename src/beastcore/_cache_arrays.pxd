@@ -8,7 +8,15 @@ from libc.string cimport memset
 
 from beastcore._cache cimport Cache
 from beastcore._policy cimport FIRST_SLOT, Link
-from beastcore._table cimport Index, Slot, index_add, index_shape, lines_calloc, lines_free
+from beastcore._table cimport (
+    Index,
+    Slot,
+    index_add,
+    index_bytes,
+    index_shape,
+    lines_calloc,
+    lines_free,
+)
 from beastcore._wheel cimport FILED, LISTS, Wheel, wheel_move, wheel_reset, wheel_unfile
 
 cdef enum:
@@ -27,7 +35,7 @@ cdef inline int cache_rebuild(Cache self, uint32_t capacity) except -1:
     if wheel.links != NULL:
         wheel.base = capacity + FIRST_SLOT
         wheel.links = <Link*>PyMem_Malloc((<size_t>wheel.base + LISTS) * sizeof(Link))
-    index.words = <uint32_t*>PyMem_Calloc(<size_t>index.size + 1, sizeof(uint32_t))
+    index.words = <uint32_t*>lines_calloc(index_bytes(&index), 1)
     if (
         slots == NULL or links == NULL or index.words == NULL
         or (wheel.links == NULL and self.wheel.links != NULL)
@@ -35,11 +43,11 @@ cdef inline int cache_rebuild(Cache self, uint32_t capacity) except -1:
         PyMem_Free(wheel.links)
         lines_free(slots)
         PyMem_Free(links)
-        PyMem_Free(index.words)
+        lines_free(index.words)
         raise MemoryError(f"a cache of {capacity - 1} entries does not fit into memory")
     cdef Slot* old_slots = self.slots
     cdef Link* old_links = self.links
-    PyMem_Free(self.index.words)
+    lines_free(self.index.words)
     self.slots = slots
     self.links = links
     self.index = index
@@ -85,7 +93,7 @@ cdef inline void cache_forget(Cache self) noexcept:
     """Become empty without releasing anything; the caller holds the references."""
     cdef uint32_t queue
     memset(self.slots, 0, (<size_t>self.high + 1) * sizeof(Slot))
-    memset(self.index.words, 0, <size_t>self.index.size * sizeof(uint32_t))
+    memset(self.index.words, 0, index_bytes(&self.index))
     for queue in range(FIRST_SLOT):
         self.links[queue].prev = self.links[queue].next = queue
         self.policy_state.weight[queue] = 0
@@ -102,7 +110,7 @@ cdef inline int cache_free(Cache self) except -1:
     cdef Slot* slots = self.slots
     cdef uint32_t high = self.high, s
     PyMem_Free(self.links)
-    PyMem_Free(self.index.words)
+    lines_free(self.index.words)
     lines_free(self.adaptive)
     lines_free(self.spare)
     PyMem_Free(self.wheel.links)

@@ -6,7 +6,14 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from beastcore._cache cimport HAS_GC, HAS_TTL, Cache
 from beastcore._cache_collect cimport is_gc
 from beastcore._policy cimport FIRST_SLOT, QUEUE_MASK, QUEUE_SHIFT, bulk
-from beastcore._table cimport Slot, index_home, index_place, index_word
+from beastcore._table cimport (
+    WORDS,
+    Slot,
+    index_find,
+    index_home,
+    index_line,
+    index_word,
+)
 from beastcore._wheel cimport COARSE, FILED, LISTS, OVERFLOW, TICK_BITS, Wheel, wheel_time
 
 
@@ -52,6 +59,7 @@ cdef inline int check_cache(Cache self) except -1:
     cdef uint32_t s, used = 0, freed = 0, seen = 0, before = 0, place, n_ttl = 0, n_gc = 0
     cdef uint32_t queue, where, far, word
     cdef uint64_t weight = 0, words = 0, total
+    cdef uint32_t* found
     cdef Slot* slot
     for s in range(FIRST_SLOT, self.high + 1):
         slot = &self.slots[s]
@@ -66,15 +74,19 @@ cdef inline int check_cache(Cache self) except -1:
             assert slot.weight == 1, f"4: slot {s} weighs {slot.weight}"
         gc = is_gc(slot.key) or is_gc(slot.value)
         assert gc == bool(slot.flags & HAS_GC), f"5: slot {s} has a wrong HAS_GC"
-        place = index_place(&self.index, slot.hash, s)
-        assert self.index.words[place] != 0, f"3: slot {s} cannot be found"
+        found = index_find(&self.index, slot.hash, s, &place)
+        assert found != NULL, f"3: slot {s} cannot be found"
         far = place - index_home(&self.index, slot.hash)
         if place < index_home(&self.index, slot.hash):
-            far += self.index.size
+            far += self.index.lines
         word = index_word(&self.index, slot.hash, far, s)
-        assert self.index.words[place] == word, f"3: the word of slot {s} is wrong"
-    for place in range(self.index.size):
-        words += self.index.words[place] != 0
+        assert found[0] == word, f"3: the word of slot {s} is wrong"
+    for place in range(self.index.lines):
+        found = index_line(&self.index, place)
+        for where in range(WORDS):
+            words += found[where] != 0
+            if where != 0 and found[where] != 0:
+                assert found[where - 1] != 0, f"3: an empty word inside line {place}"
     assert words == used, f"3: the index holds {words} words for {used} slots"
     s = self.free
     while s != 0:

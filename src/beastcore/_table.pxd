@@ -1,18 +1,28 @@
 # cython: cdivision=True
 """The arena's records and the hash index over them, inline: how a `Cache` finds a key's slot.
 
-Open addressing with linear probing over 32-bit words, 0 = empty. From its low bits up, a word is
+The index is an array of 32-bit words, 0 = empty, in lines of 16: one line of a processor's cache.
+From its low bits up, a word is
 
-    a slot number | how far the word is from its home | a tag: the low bits of the mixed hash
+    a slot number | how many lines it is from its home | a tag: the low bits of the mixed hash
 
-A probe looks into a slot only when the tag fits. A removal shifts back the words behind it (Knuth
-6.4, algorithm R), so there are no tombstones; the distance in the word tells it, without a look
-into their slots, where they may go. The largest distance that fits stands for "this or more":
-then, and in an index so large that the words have no bits to spare, the slot's hash is asked.
+A key's home is a line. A word goes to the first free place of its home or, where that is full, of
+the next line that is not; the used words of a line come first. So a probe ends at the first line
+whose last word is 0, nearly always the home itself: it reads one line of memory, compares all tags
+in it at once and has hardly a branch to guess, and a processor that guesses right waits for the
+memory of several lookups at a time ("F14", Bronson and Shi, 2019, has such lines, with tags of a
+byte). A probe looks into a slot only when the tag fits.
 
-Home is hash * words / 2**32 (Lemire, "Fast random integer generation in an interval", 2019), so
-that the number of words need not be a power of two. At most 3/5 are in use, 6.7 bytes a slot; 2/5
-where all words fit into a processor's cache, and a wrong guess of where a probe ends is what costs.
+A removal fills the hole with the last word of the line. Only out of a full line it takes one that
+probed past it, from a later line, whose hole it fills in the same way (Knuth 6.4, algorithm R): so
+there are no tombstones. The distance in the word tells, without a look into the slots, which have
+not probed past; the largest that fits stands for "this or more", and then, as in an index so
+large that the words have no bits to spare, the slot's hash is asked.
+
+Home is hash * lines / 2**32 (Lemire, "Fast random integer generation in an interval", 2019), so
+that the number of lines need not be a power of two. At most 3/5 of the words are in use, 6.7 bytes
+a slot, where one line in 20 is full; 2/5 where all fit into a processor's cache, so that next to
+none is.
 """
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -32,8 +42,62 @@ cdef extern from *:
     """
     void prefetch "beast_prefetch"(const void* address) noexcept nogil
 
+cdef extern from *:
+    """
+    /* Which words of a line are `wanted` as far as `mask` goes: bit i for word i. Without SSE2 by
+       the vectors of the compiler, for whatever instructions there are, or one by one. */
+    #if (defined(__SSE2__) || defined(_M_X64)) && !defined(BEAST_NO_SSE2)
+      #include <emmintrin.h>
+      static inline __m128i beast_part(const uint32_t *line, int i, __m128i w, __m128i m) {
+          __m128i part = _mm_load_si128((const __m128i *)line + i);
+          return _mm_cmpeq_epi32(_mm_and_si128(part, m), w);
+      }
+      static inline uint32_t beast_words(const uint32_t *line, uint32_t wanted, uint32_t mask) {
+          __m128i w = _mm_set1_epi32((int)wanted), m = _mm_set1_epi32((int)mask);
+          __m128i low = _mm_packs_epi32(beast_part(line, 0, w, m), beast_part(line, 1, w, m));
+          __m128i high = _mm_packs_epi32(beast_part(line, 2, w, m), beast_part(line, 3, w, m));
+          return (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(low, high));
+      }
+    #elif (defined(__GNUC__) || defined(__clang__)) && !defined(BEAST_NO_VECTORS)
+      typedef uint32_t beast_four __attribute__((vector_size(16), may_alias));
+      static inline uint32_t beast_words(const uint32_t *line, uint32_t wanted, uint32_t mask) {
+          const beast_four *parts = (const beast_four *)line, bits = {1, 2, 4, 8};
+          beast_four w = {wanted, wanted, wanted, wanted}, m = {mask, mask, mask, mask};
+          beast_four found = (beast_four)((parts[0] & m) == w) & bits;
+          found |= (beast_four)((parts[1] & m) == w) & (bits << 4);
+          found |= (beast_four)((parts[2] & m) == w) & (bits << 8);
+          found |= (beast_four)((parts[3] & m) == w) & (bits << 12);
+          return found[0] | found[1] | found[2] | found[3];
+      }
+    #else
+      static inline uint32_t beast_words(const uint32_t *line, uint32_t wanted, uint32_t mask) {
+          uint32_t found = 0;
+          int i;
+          for (i = 0; i < 16; i++) found |= (uint32_t)((line[i] & mask) == wanted) << i;
+          return found;
+      }
+    #endif
+
+    /* The number of the lowest bit that is set; there is one. */
+    #if defined(__GNUC__) || defined(__clang__)
+      #define beast_lowest(bits) ((uint32_t)__builtin_ctz(bits))
+    #else
+      static inline uint32_t beast_lowest(uint32_t bits) {
+          uint32_t n = 0;
+          while (!(bits >> n & 1)) n++;
+          return n;
+      }
+    #endif
+    """
+    uint32_t line_words "beast_words"(const uint32_t* line, uint32_t wanted,
+                                      uint32_t mask) noexcept nogil
+    uint32_t lowest "beast_lowest"(uint32_t bits) noexcept nogil
+
 cdef enum:
     LINE = 64           # bytes of a processor's cache line
+    WORDS = 16          # of the index in it
+    LAST = WORDS - 1
+    EVERY = 0xFFFFFFFF  # bits of a word
 
 
 cdef inline void* lines_calloc(size_t n, size_t size) noexcept:
@@ -72,43 +136,51 @@ cdef struct Slot:
 
 
 cdef struct Index:
-    uint32_t* words     # and one more, always 0
-    uint32_t size       # number of words
+    uint32_t* words     # begin with a cache line
+    uint32_t lines
     uint32_t slot_mask  # the bits of a slot number
     uint32_t slot_bits
     uint32_t far        # the largest distance that a word can tell; 0: none
     uint32_t tag_shift
+    uint32_t tag_mask   # the bits of a tag
 
 
 cdef inline void index_shape(Index* x, uint32_t slots) noexcept nogil:
     """Set everything but the words for slot numbers below `slots`."""
-    cdef uint64_t size = <uint64_t>slots * 5 // (2 if slots < ROOMY else 3) + 1
-    cdef uint32_t bits = 1, spare, distance
+    cdef uint64_t words = <uint64_t>slots * 5 // (2 if slots < ROOMY else 3)
+    cdef uint32_t bits = 1, distance
     while (<uint64_t>1 << bits) < slots:
         bits += 1
-    spare = 32 - bits
-    distance = 3 if spare >= 6 else spare // 2
-    x.size = <uint32_t>min(size, <uint64_t>0xFFFFFFFF)
+    distance = 1 if bits <= 30 else 0
+    x.lines = <uint32_t>(words // WORDS) + 1
     x.slot_bits = bits
     x.slot_mask = (<uint32_t>1 << bits) - 1
     x.far = (<uint32_t>1 << distance) - 1
     x.tag_shift = bits + distance
+    x.tag_mask = <uint32_t>EVERY << x.tag_shift
+
+
+cdef inline size_t index_bytes(Index* x) noexcept nogil:
+    """Return the size of the words."""
+    return <size_t>x.lines * LINE
 
 
 cdef inline uint32_t index_home(Index* x, uint32_t hash) noexcept nogil:
-    return <uint32_t>((<uint64_t>hash * x.size) >> 32)
+    return <uint32_t>((<uint64_t>hash * x.lines) >> 32)
 
 
-cdef inline bint index_fits(Index* x, uint32_t word, uint32_t hash) noexcept nogil:
-    """Whether the tag of a word, which may be 0, is that of the hash."""
-    return (word ^ (hash << x.tag_shift)) >> x.tag_shift == 0
+cdef inline uint32_t* index_line(Index* x, uint32_t line) noexcept nogil:
+    return x.words + <size_t>line * WORDS
 
 
-cdef inline uint32_t index_guess(Index* x, uint32_t hash, uint32_t place) noexcept nogil:
-    """Return the word at `place` if its tag fits, else the next one, without a branch to guess."""
-    cdef uint32_t first = x.words[place], second = x.words[place + 1]
-    cdef uint32_t chosen = -<uint32_t>index_fits(x, first, hash)
-    return second ^ ((first ^ second) & chosen)
+cdef inline uint32_t index_next(Index* x, uint32_t line) noexcept nogil:
+    line += 1
+    return 0 if line == x.lines else line
+
+
+cdef inline uint32_t index_fits(Index* x, uint32_t* line, uint32_t hash) noexcept nogil:
+    """Return which words of a line have the tag of the hash; 0 is a tag, too, of empty words."""
+    return line_words(line, hash << x.tag_shift, x.tag_mask)
 
 
 cdef inline uint32_t index_word(Index* x, uint32_t hash, uint32_t distance,
@@ -117,51 +189,78 @@ cdef inline uint32_t index_word(Index* x, uint32_t hash, uint32_t distance,
 
 
 cdef inline void index_add(Index* x, uint32_t hash, uint32_t s) noexcept nogil:
-    cdef uint32_t place = index_home(x, hash), distance = 0
-    while x.words[place] != 0:
+    cdef uint32_t at = index_home(x, hash), distance = 0
+    cdef uint32_t* line = index_line(x, at)
+    while line[LAST] != 0:
         distance += 1
-        place += 1
-        if place == x.size:
-            place = 0
-    x.words[place] = index_word(x, hash, distance, s)
+        at = index_next(x, at)
+        line = index_line(x, at)
+    line[lowest(line_words(line, 0, EVERY))] = index_word(x, hash, distance, s)
 
 
-cdef inline uint32_t index_distance(Index* x, Slot* slots, uint32_t place) noexcept nogil:
-    """Return how far the word at `place` is from its home."""
-    cdef uint32_t word = x.words[place], home
-    cdef uint32_t distance = (word >> x.slot_bits) & x.far
+cdef inline uint32_t index_distance(Index* x, Slot* slots, uint32_t word,
+                                    uint32_t at) noexcept nogil:
+    """Return how far a word of line `at` is from its home."""
+    cdef uint32_t distance = (word >> x.slot_bits) & x.far, home
     if distance < x.far:
         return distance
     home = index_home(x, slots[word & x.slot_mask].hash)
-    return place - home if place >= home else place + x.size - home
+    return at - home if at >= home else at + x.lines - home
 
 
-cdef inline uint32_t index_place(Index* x, uint32_t hash, uint32_t s) noexcept nogil:
-    """Return where the word of slot `s` is, or the end of its probe if it is not there."""
-    cdef uint32_t place = index_home(x, hash)
-    while x.words[place] & x.slot_mask != s and x.words[place] != 0:
-        place += 1
-        if place == x.size:
-            place = 0
-    return place
+cdef inline uint32_t* index_find(Index* x, uint32_t hash, uint32_t s, uint32_t* at) noexcept nogil:
+    """Return the word of slot `s` and set its line; NULL if it is not there."""
+    cdef uint32_t* line
+    cdef uint32_t found
+    at[0] = index_home(x, hash)
+    while True:
+        line = index_line(x, at[0])
+        found = line_words(line, s, x.slot_mask)
+        if found != 0:
+            return line + lowest(found)
+        if line[LAST] == 0:
+            return NULL
+        at[0] = index_next(x, at[0])
+
+
+cdef inline uint32_t* index_past(Index* x, Slot* slots, uint32_t* at,
+                                 uint32_t* distance) noexcept nogil:
+    """Return a word that probed past the full line `at` and set its line; NULL if none did.
+
+    The distance that is set is what the word's will be in the line where the search began.
+    """
+    cdef uint32_t* line
+    cdef uint32_t gap = 0, i, away
+    while True:
+        at[0] = index_next(x, at[0])
+        gap += 1
+        line = index_line(x, at[0])
+        for i in range(WORDS):
+            if line[i] == 0:
+                return NULL
+            away = index_distance(x, slots, line[i], at[0])
+            if away >= gap:
+                distance[0] = away - gap
+                return line + i
 
 
 cdef inline void index_drop(Index* x, Slot* slots, uint32_t s) noexcept nogil:
-    """Remove the word of slot `s`, shifting back what probed past it."""
-    cdef uint32_t hole = index_place(x, slots[s].hash, s)
-    cdef uint32_t place = hole, gap = 0, distance, word
-    while True:
-        place += 1
-        gap += 1
-        if place == x.size:
-            place = 0
-        word = x.words[place]
-        if word == 0:
-            break
-        distance = index_distance(x, slots, place)
-        if distance >= gap:
-            word &= ~(x.far << x.slot_bits)
-            x.words[hole] = word | (min(distance - gap, x.far) << x.slot_bits)
-            hole = place
-            gap = 0
-    x.words[hole] = 0
+    """Remove the word of slot `s`, which is there."""
+    cdef uint32_t at, end, distance = 0
+    cdef uint32_t* hole = index_find(x, slots[s].hash, s, &at)
+    cdef uint32_t* line = index_line(x, at)
+    cdef uint32_t* past
+    while line[LAST] != 0:
+        end = at
+        past = index_past(x, slots, &end, &distance)
+        if past == NULL:
+            hole[0] = line[LAST]
+            line[LAST] = 0
+            return
+        hole[0] = past[0] & ~(x.far << x.slot_bits) | (min(distance, x.far) << x.slot_bits)
+        hole = past
+        at = end
+        line = index_line(x, at)
+    past = line + lowest(line_words(line, 0, EVERY)) - 1
+    hole[0] = past[0]
+    past[0] = 0
