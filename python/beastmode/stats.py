@@ -12,7 +12,6 @@ only when nothing is missing.
 
 from __future__ import annotations
 
-import decimal
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, NamedTuple, Protocol
@@ -382,6 +381,8 @@ def _show(value: Scalar, unit: str) -> str:
         return value
     if unit == "ratio":
         # Exact, because in binary 0.57 * 1000 is not 570; 400 digits hold every float.
+        import decimal  # noqa: PLC0415 - only who shows figures needs it
+
         with decimal.localcontext(prec=400):
             percent = decimal.Decimal(repr(float(value))) * 100
             return f"{percent.quantize(decimal.Decimal('0.1'), decimal.ROUND_FLOOR):,} %"

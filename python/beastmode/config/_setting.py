@@ -8,7 +8,6 @@ import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from numbers import Real
 from pathlib import Path
 from typing import Any, Final, Literal, SupportsIndex
@@ -164,6 +163,9 @@ def _to_size(text: str) -> int:
     if match is None or factor is None:
         raise _NotAllowedError("units are B, KB, MB, GB, TB and KiB, MiB, GiB, TiB")
     try:
+        # Exact, and imported here because it takes longer than the rest of this package.
+        from fractions import Fraction  # noqa: PLC0415
+
         return int(Fraction(match[1]) * factor)
     except ValueError:  # misplaced underscores
         raise _NotAllowedError from None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -63,6 +61,8 @@ def _aliases(settings: Mapping[str, Setting]) -> dict[str, str]:
 
 def _did_you_mean(name: str, known: list[str], prefix: str) -> str:
     by_folded = {candidate.lower(): candidate for candidate in known}
+    import difflib  # noqa: PLC0415 - only a mistake needs it
+
     close = difflib.get_close_matches(name.lower(), by_folded, n=1)
     if close:
         return f"; did you mean {prefix + by_folded[close[0]]!r}?"
@@ -97,6 +97,8 @@ def read_file(
         place = f"the file {path} (named by {FILE_VARIABLE})"
     elif not path.exists():
         return SettingsFile("", place, {})
+    import tomllib  # noqa: PLC0415 - most processes have no file
+
     try:
         # Some editors put a byte order mark in front.
         raw = tomllib.loads(path.read_bytes().decode("utf-8-sig"))

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import logging
 import os
-import secrets
 import selectors
 import socket
 import stat
@@ -128,7 +127,7 @@ class Nudge:
     def _bind(self, directory: Path) -> socket.socket:
         if not HAS_SOCKETS:
             raise OSError(errno.EAFNOSUPPORT, "this platform has no local datagram sockets")
-        path = directory / f"{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
+        path = directory / f"{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}"
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
             raise OSError(errno.ENAMETOOLONG, f"the path is too long for a socket: {path}")
         made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
