@@ -154,7 +154,7 @@ def test_the_flushing_thread_survives_its_own_failure(
 ) -> None:
     with batching(store, journal) as batcher:
         flusher = batcher._flusher
-        real, calls = flusher._tell_journal, []
+        real, calls = flusher._tell, []
 
         def broken(*args: Any) -> None:
             calls.append(args)
@@ -162,7 +162,7 @@ def test_the_flushing_thread_survives_its_own_failure(
                 raise MemoryError("at a bad moment")
             real(*args)
 
-        monkeypatch.setattr(flusher, "_tell_journal", broken)
+        monkeypatch.setattr(flusher, "_tell", broken)
         batcher.write([Set("k/1", {"n": 1})], until="store")
         assert len(calls) == 2
         assert batcher.get_stats().errors == 1
@@ -308,11 +308,11 @@ def test_acknowledgements_that_a_full_journal_refuses_are_made_up_for(
 ) -> None:
     real, refused = journal._database.write, []
 
-    def full(groups: Any, acknowledged: Any, rejected: Any, limit: int) -> Any:
-        if (acknowledged or rejected) and len(refused) < 3:
-            refused.append(acknowledged)
+    def full(groups: Any, notes: Any, settled: Any, limit: int) -> Any:
+        if settled and len(refused) < 3:
+            refused.append(settled)
             raise JournalFull("no room")
-        return real(groups, acknowledged, rejected, limit)
+        return real(groups, notes, settled, limit)
 
     monkeypatch.setattr(journal._database, "write", full)
     with batching(store, journal) as batcher:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from beastmode.errors import RequestError, StoreCorrupt, WriteRejected
 from beastmode.stores.documents import Operation
 
-__all__ = ["REJECTIONS", "Backoff", "commit_in_order"]
+__all__ = ["REJECTIONS", "Backoff", "check_answer", "commit_in_order"]
 
 Unit = TypeVar("Unit")
 
@@ -37,7 +37,7 @@ def commit_in_order(
         batch = [operation for unit in units[start:end] for operation in operations(unit)]
         try:
             versions = commit(batch)
-            _check_answer(versions, batch)
+            check_answer(versions, batch)
         except REJECTIONS as error:
             if end - start == 1:
                 rejected(units[start], error)
@@ -51,7 +51,8 @@ def commit_in_order(
     return len(units), None
 
 
-def _check_answer(versions: object, batch: Sequence[Operation]) -> None:
+def check_answer(versions: object, batch: Sequence[Operation]) -> None:
+    """Raise StoreCorrupt unless `versions` can be what a store returned for `batch`."""
     if not isinstance(versions, list) or len(versions) != len(batch):
         raise StoreCorrupt(
             f"the store's commit of {len(batch)} operations must return as many versions, "

@@ -17,7 +17,9 @@ from beastmode.batcher.flusher import Flusher
 from beastmode.batcher.intake import Intake, Until, because, prepare
 from beastmode.batcher.outside import Callbacks, WriteJournal
 from beastmode.batcher.pending import PendingWrites, WriteCall
+from beastmode.batcher.recovery import recover
 from beastmode.batcher.report import BatcherReport
+from beastmode.batcher.sending import Sender
 from beastmode.batcher.waiting import LoopWaiter, ThreadWaiter, Waiter, left_until
 from beastmode.errors import (
     ConfigError,
@@ -30,14 +32,17 @@ from beastmode.stores.documents import (
     Document,
     Operation,
     check_collection,
+    has_transforms,
 )
-from beastmode.stores.operation_codec import EncodedOperation, encode_operation
+from beastmode.stores.operation_codec import EncodedOperation
 
 __all__ = ["BeastModeBatcher", "WriteMode"]
 
 logger = logging.getLogger(__name__)
 
 WriteMode = Literal["write-behind", "write-through"]
+MarkerMode = Literal["transforms", "always"]
+WhenFull = Literal["wait", "raise"]
 
 _FLUSH_S: Final = 30.0
 _GRACE_S: Final = 0.1  # for the answer of a store that uses its deadline up
@@ -56,14 +61,22 @@ class BeastModeBatcher:
 
     While the store is unavailable or late, commits are repeated for ever, with pauses of up to
     one second; no more than `max_pending_ops` operations or `max_pending_bytes` are held
-    meanwhile, and writers wait for room. An operation that the store rejects is dropped alone:
+    meanwhile, and writers wait for room, or with `when_full="raise"` get BufferFullError at once.
+    A commit holds no more than the store's `commit_limits` say (see `Limits`); an operation that
+    alone is more raises RequestError. An operation that the store rejects is dropped alone:
     `on_failed` is told and the journal keeps it as a dead letter.
 
     `on_accepted(operation)` is called just before an operation becomes visible to readers;
     `on_committed(operation, version)` or `on_failed(operation, error)`, from the batcher's thread,
-    when the store has it or never will; an operation that was merged away gets the outcome of the
+    when the store has it or never will (version None: it has it, the answer that told the version
+    was lost); an operation that was merged away gets the outcome of the
     merged one. What `close` leaves in the journal gets neither. `on_error(error)` hears what no
     caller is told. They must be quick and must not write or wait; what they raise is counted.
+
+    Operations with transforms are applied once, whatever happens between: their commits carry a
+    marker document in the collection `_bm` (see `beastmode.batcher.markers`), deleted afterwards,
+    or after `marker_grace_s` seconds where an attempt had no answer. `markers="always"` gives one
+    to every buffered commit: then no repetition ever overwrites what others wrote meanwhile.
 
     `overlay` applies a committed operation for `read_grace_s` seconds more to documents that are
     older than its commit, for readers who asked the store just before it. `timer` (seconds) tells
@@ -85,10 +98,13 @@ class BeastModeBatcher:
         max_pending_bytes: int = 256 * 1024 * 1024,
         mode: WriteMode = "write-behind",
         on_accepted: Callable[[Operation], object] | None = None,
-        on_committed: Callable[[Operation, int], object] | None = None,
+        on_committed: Callable[[Operation, int | None], object] | None = None,
         on_failed: Callable[[Operation, Exception], object] | None = None,
         on_error: Callable[[BaseException], object] | None = None,
         commit_deadline_s: float = 5.0,
+        markers: MarkerMode = "transforms",
+        marker_grace_s: float = 600.0,
+        when_full: WhenFull = "wait",
         read_grace_s: float = 5.0,
         timer: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
@@ -101,10 +117,18 @@ class BeastModeBatcher:
         if mode not in get_args(WriteMode):
             raise ConfigError(f"mode must be 'write-behind' or 'write-through', got {mode!r}")
         check_seconds("commit_deadline_s", commit_deadline_s)
+        if markers not in get_args(MarkerMode):
+            raise ConfigError(f"markers must be 'transforms' or 'always', got {markers!r}")
+        _check_age("marker_grace_s", marker_grace_s)
+        if when_full not in get_args(WhenFull):
+            raise ConfigError(f"when_full must be 'wait' or 'raise', got {when_full!r}")
         _check_age("read_grace_s", read_grace_s)
         self._mode: WriteMode = mode
         self._journal = journal
         self._commit_deadline_s = commit_deadline_s
+        self._marker_grace_s = marker_grace_s
+        self._when_full: WhenFull = when_full
+        self._adopted: list[WriteJournal] = []
         self._pid = os.getpid()
         self._pending = PendingWrites(
             max_ops=max_ops,
@@ -114,17 +138,18 @@ class BeastModeBatcher:
             max_pending_bytes=max_pending_bytes,
             read_grace_s=read_grace_s,
             timer=timer,
+            source=journal,
         )
         self._changed = threading.Condition(threading.Lock())
         self._callbacks = Callbacks(on_accepted, on_committed, on_failed, on_error)
         self._flusher = Flusher(
-            store,
+            Sender(store, commit_deadline_s, marker_grace_s),
             journal,
             self._pending,
             self._changed,
             self._callbacks,
             Backoff(rng=rng),
-            commit_deadline_s,
+            has_transforms if markers == "transforms" else lambda _operation: True,
         )
         self._intake = Intake(self._pending, self._flusher, journal, self._callbacks, self._changed)
         self._start_lock = threading.Lock()
@@ -143,7 +168,8 @@ class BeastModeBatcher:
     ) -> list[int] | None:
         """Write, and return when it is acknowledged: in the journal, or with "store" committed.
 
-        Returns each operation's version when committed, else None. With `until="journal"` and no
+        Returns each operation's version when committed, else None; None too where the answer that
+        told them was lost and the commit was confirmed later. With `until="journal"` and no
         journal it is acknowledged when it is in memory. "store" asks for a flush at once. Where
         the write is one commit (see the class) it is acknowledged when committed, whatever
         `until` says.
@@ -164,7 +190,7 @@ class BeastModeBatcher:
         else:
             room = ThreadWaiter()
             if not self._intake.reserve(call, room):
-                if room.wait(call.deadline):
+                if self._when_full == "wait" and room.wait(call.deadline):
                     room.result()
                 else:
                     self._intake.leave_queue(call, room)
@@ -195,7 +221,7 @@ class BeastModeBatcher:
         else:
             room = LoopWaiter()
             if not self._intake.reserve(call, room):
-                await self._intake.wait_for_room(call, room)
+                await self._intake.wait_for_room(call, room, self._when_full == "wait")
             self._intake.submit(call, encoded, waiter, until)
         if not await waiter.wait(call.deadline + _GRACE_S):
             self._intake.abandon(call, waiter)
@@ -213,6 +239,7 @@ class BeastModeBatcher:
             operations,
             self._end(deadline, self._commit_deadline_s),
             direct=self._mode == "write-through",
+            limits=self._flusher.limits,
             max_ops=self._pending.max_pending_ops,
         )
 
@@ -287,12 +314,13 @@ class BeastModeBatcher:
         the journal could not note the answers by `deadline` (None: in `commit_deadline_s`).
         """
         end = self._end(deadline, self._commit_deadline_s)
-        if self._journal is not None and self._journal.has_unnoted:
-            self._journal.wait_noted(end)
+        for journal in self._flusher.journals:
+            if journal.has_unnoted:
+                journal.wait_noted(end)
 
     async def await_noted(self, deadline: float | None = None) -> None:
         """As `wait_noted`, without blocking the event loop."""
-        if self._journal is not None and self._journal.has_unnoted:
+        if any(journal.has_unnoted for journal in self._flusher.journals):
             await asyncio.to_thread(self.wait_noted, deadline)
 
     def retry_now(self) -> None:
@@ -340,19 +368,45 @@ class BeastModeBatcher:
                 self._started = True
 
     def _recover(self) -> None:
-        if self._journal is None:
-            return
-        recovered = self._journal.recover()
-        if not recovered:
-            return
-        self._callbacks.accepted([operation for _, operation in recovered])
+        adopted, self._adopted = self._adopted, []
+        own = [] if self._journal is None else [self._journal]
+        self._replayed += self._take_up([*adopted, *own])
+
+    def adopt(self, journals: Sequence[WriteJournal]) -> int:
+        """Take over the journals of processes that have ended, the oldest first.
+
+        What they hold is committed before everything that is pending here, and they are told of
+        it. Returns how many operations that are; before `start`, which reads them then, 0. Raises
+        JournalError when one cannot be read: then none is taken.
+        """
+        self._check_usable()
+        with self._start_lock:
+            if not self._recovered:
+                self._adopted += journals
+                return 0
+            count = self._take_up(journals)
+            self._replayed += count
+            return count
+
+    def let_go(self, journal: WriteJournal) -> None:
+        """Forget an adopted journal, which is empty and about to be closed."""
         with self._changed:
-            for seq, operation in recovered:
-                size = encode_operation(operation).size
-                self._pending.accept_recovered(seq, operation, size)
-            self._replayed = len(recovered)
-            self._flusher.request_flush()
-        logger.info("%d operations replayed from the journal", len(recovered))
+            held = self._flusher.journals
+            self._flusher.journals = tuple(other for other in held if other is not journal)
+
+    def _take_up(self, journals: Sequence[WriteJournal]) -> int:
+        found = recover(journals, self._flusher.split, self._marker_grace_s)
+        self._callbacks.accepted(found.operations)
+        with self._changed:
+            known = self._flusher.journals
+            more = tuple(journal for journal in journals if journal not in known)
+            self._flusher.journals = (*known, *more)
+            self._flusher.take_up(found)
+        if found.operations:
+            logger.info(
+                "%d operations replayed from %d journals", len(found.operations), len(journals)
+            )
+        return len(found.operations)
 
     def _is_ready(self) -> bool:
         return self._started and self._flusher.running

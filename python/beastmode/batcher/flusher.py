@@ -8,58 +8,57 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from typing import Final
 
-from beastmode.batcher.committing import Backoff, commit_in_order
+from beastmode.batcher.batches import Batch, make_batches
+from beastmode.batcher.committing import Backoff
+from beastmode.batcher.direct import DirectCommits
+from beastmode.batcher.markers import MarkerBin
 from beastmode.batcher.outside import Callbacks, WriteJournal
-from beastmode.batcher.pending import Entry, Part, PendingWrites, WriteCall
-from beastmode.batcher.waiting import Waiter
+from beastmode.batcher.pending import Entry, Part, PendingWrites, WriteCall, resolve
+from beastmode.batcher.recovery import Recovered
+from beastmode.batcher.sending import Refused, Sender
 from beastmode.errors import BeastError, BreakerOpen, StoreTimeout, StoreUnavailable
-from beastmode.stores.base import Store, deadline_in
+from beastmode.stores.base import deadline_in
 from beastmode.stores.documents import Operation
 
 __all__ = ["Flusher"]
 
 logger = logging.getLogger(__name__)
 
+_SWEEP: Final = 100  # markers in one commit
+_SWEEP_AGAIN_S: Final = 30.0
 
-class Flusher:
+
+class Flusher(DirectCommits):
     """Runs in its own thread, from `start` to `stop`.
 
-    `changed` is a condition over the lock that guards `pending` and every attribute here;
-    whoever gives the thread something to do notifies it.
+    Whoever gives the thread something to do notifies `changed`. `work` holds the batches under
+    way: between two flushes only those that may not be changed any more.
     """
 
     def __init__(
         self,
-        store: Store,
+        sender: Sender,
         journal: WriteJournal | None,
         pending: PendingWrites,
         changed: threading.Condition,
         callbacks: Callbacks,
         backoff: Backoff,
-        commit_deadline_s: float,
+        needs_marker: Callable[[Operation], bool],
     ) -> None:
-        self._store = store
-        self._journal = journal
-        self._pending = pending
-        self._changed = changed
-        self._callbacks = callbacks
-        self._backoff = backoff
-        self._commit_deadline_s = commit_deadline_s
-        self.direct: deque[WriteCall] = deque()
-        self.committing: list[WriteCall] = []
+        super().__init__(
+            sender.store, journal, pending, changed, callbacks, backoff, sender.deadline_s
+        )
+        self._sender = sender
+        self._needs_marker = needs_marker
+        self.markers = MarkerBin(pending.timer)
+        self.work: deque[Batch] = deque()
         self.flush_goal = 0
         self.stopping = False
-        self.idle_waiters: list[tuple[int | None, Waiter]] = []
-        self.flushes = self.commits = self.committed = self.written = 0
-        self.retries = self.failed = self.surprises = 0
-        self.last_error: Exception | None = None
-        self._not_before = 0.0
-        self._announcing: int | None = None
-        self._flushed_last = False
+        self.flushes = self.retries = self.surprises = 0
         self._thread: threading.Thread | None = None
 
     # Called by the batcher, with the lock held.
@@ -89,28 +88,27 @@ class Flusher:
         self._changed.notify_all()
         return self.flush_goal
 
-    def is_done(self, goal: int | None) -> bool:
-        """Return whether all operations up to `goal` are settled; None: whether all is quiet.
+    def split(self, entries: list[Entry]) -> list[Batch]:
+        """Make batches of entries, in order, each small enough for one commit."""
+        buffer = self._pending.buffer
+        return list(
+            make_batches(
+                entries,
+                max_ops=buffer.max_ops,
+                max_bytes=buffer.max_bytes,
+                limits=self.limits,
+                needs_marker=self._needs_marker,
+            )
+        )
 
-        Settled is more than out of `pending`: the callbacks have been told as well.
-        """
-        announcing = self._announcing
-        if announcing is not None and (goal is None or announcing <= goal):
-            return False
-        oldest = self._pending.oldest()
-        if goal is None:
-            quiet = not self._pending.reserved and not self.direct and not self.committing
-            return oldest is None and quiet
-        return oldest is None or oldest.number > goal
-
-    def wake_idle_waiters(self) -> None:
-        """Resolve whoever waits for what is done now."""
-        waiting = self.idle_waiters
-        if waiting:
-            self.idle_waiters = [item for item in waiting if not self.is_done(item[0])]
-            for goal, waiter in waiting:
-                if self.is_done(goal):
-                    waiter.resolve()
+    def take_up(self, recovered: Recovered) -> None:
+        """Do what earlier runs left, before everything that is pending."""
+        taken = [entry for batch in recovered.batches for entry in batch.entries]
+        self._pending.adopt(taken, recovered.entries)
+        self.work.extend(recovered.batches)
+        for name, journal, delay_s in recovered.markers:
+            self.markers.add(name, journal, delay_s)
+        self.request_flush()
 
     def retry_now(self) -> None:
         """End the pause after a failure: there is reason to believe that the store is back."""
@@ -130,6 +128,7 @@ class Flusher:
             try:
                 action = self._await_work()
                 if action is None:
+                    self._last_sweep()
                     return
                 action()
             except Exception as error:  # supervision: whatever it was, nothing accepted is lost
@@ -142,11 +141,24 @@ class Flusher:
 
     def _recollect(self, error: BaseException) -> None:
         """Take up what an interrupted action left: nothing accepted is lost, nobody waits on."""
-        self._pending.put_back()
+        self._put_back()
         self._announcing = None
         for call in self.committing:
-            _resolve(call, error)
+            resolve(call, error)
         self.committing.clear()
+
+    def _put_back(self) -> None:
+        """Put back what is under way and not settled, but for batches that may not be changed.
+
+        What stands before one of those stays as well, or it would be overtaken.
+        """
+        fixed = [number for number, batch in enumerate(self.work) if batch.fixed]
+        while len(self.work) > (fixed[-1] + 1 if fixed else 0):
+            self.work.pop()
+        for batch in self.work:
+            batch.entries = [entry for entry in batch.entries if self._pending.is_taken(entry)]
+        self.work = deque(batch for batch in self.work if batch.entries)
+        self._pending.put_back([entry for batch in self.work for entry in batch.entries])
 
     def _await_work(self) -> Callable[[], None] | None:
         """Wait until there is something to do and return it; None when told to stop."""
@@ -155,11 +167,11 @@ class Flusher:
             while not self.stopping:
                 now = pending.timer()
                 wake_at = pending.expire_recent()
-                buffered = len(pending.buffer) > 0
-                blocked = self._is_direct_blocked()
+                buffered = len(pending.buffer) > 0 or bool(self.work)
+                blocked = self.is_direct_blocked()
                 ready = bool(self.direct) and not blocked
                 if ready and self._flushed_last:  # by turns, so that neither can starve
-                    return self._commit_direct
+                    return self.commit_direct
                 if buffered and (blocked or self._is_flush_wanted()):
                     if now >= self._not_before:
                         return self._flush
@@ -167,57 +179,79 @@ class Flusher:
                 elif buffered:
                     wake_at = _earlier(wake_at, pending.buffer.deadline())
                 if ready:
-                    return self._commit_direct
+                    return self.commit_direct
+                sweep_at = self.markers.due_at()
+                if sweep_at is not None and now >= sweep_at:
+                    return self._sweep
+                wake_at = _earlier(wake_at, sweep_at)
                 self._changed.wait(None if wake_at is None else max(0.0, wake_at - now))
         return None
 
     def _is_flush_wanted(self) -> bool:
         oldest = self._pending.oldest()
-        wanted = oldest is not None and oldest.number <= self.flush_goal
+        wanted = bool(self.work) or (oldest is not None and oldest.number <= self.flush_goal)
         return wanted or self._pending.crowded or self._pending.buffer.due()
 
-    def _is_direct_blocked(self) -> bool:
-        if not self.direct:
-            return False
-        call = self.direct[0]
-        return any(self._pending.is_waiting(path, call.after) for path in call.paths)
-
     def _flush(self) -> None:
-        """Commit one batch of buffered operations."""
+        """Commit one batch of buffered operations, or what is left of earlier ones."""
         with self._changed:
-            entries = self._pending.take(self._pending.buffer.max_ops)
+            if not self.work:
+                entries = self._pending.take(self.limits.cap(self._pending.buffer.max_ops))
+                self.work.extend(self.split(entries))
             self.flushes += 1
             self._flushed_last = True
-        for chunk in _chunks(entries, self._pending.buffer.max_bytes):
-            _, error = commit_in_order(
-                chunk,
-                lambda entry: (entry.operation,),
-                self._commit_once,
-                self._entries_committed,
-                self._entry_rejected,
-            )
-            if error is not None:
+        while self.work:
+            batch = self.work[0]
+            try:
+                versions, newest = self._sender.send(batch)
+            except Refused as refusal:
+                if len(batch.entries) == 1:
+                    self._entry_rejected(batch, refusal.reason)
+                    self._end(batch)
+                else:
+                    self._bisect(batch)
+            except Exception as error:  # noqa: BLE001 - counted and reported there
                 self._retry_later(error)
                 return
+            else:
+                self._batch_committed(batch, versions, newest)
+                self._end(batch)
 
-    def _commit_once(self, operations: list[Operation]) -> list[int]:
-        return self._store.commit(operations, deadline=deadline_in(self._commit_deadline_s))
+    def _end(self, batch: Batch) -> None:
+        with self._changed:
+            self.work.remove(batch)
+            self._bin_marker(batch)
 
-    def _entries_committed(self, entries: Sequence[Entry], versions: list[int]) -> None:
+    def _bin_marker(self, batch: Batch) -> None:
+        if batch.name is not None and batch.marker_stays is not None:
+            self.markers.add(batch.name, batch.source, batch.marker_stays)
+
+    def _bisect(self, batch: Batch) -> None:
+        """Send a refused batch as two."""
+        self._tell(self._sender.released, batch)
+        first, second = batch.halves(self._needs_marker)
+        with self._changed:
+            self.work.popleft()
+            self.work.extendleft((second, first))
+            self._bin_marker(batch)
+
+    def _batch_committed(self, batch: Batch, versions: list[int] | None, newest: int) -> None:
+        entries = batch.entries
+        known = [None] * len(entries) if versions is None else versions
         parts = [
             (part, version)
-            for entry, version in zip(entries, versions, strict=True)
+            for entry, version in zip(entries, known, strict=True)
             for part in entry.parts
         ]
         # The journal first: who finds nothing pending any more relies on it to have been told.
-        self._tell_journal([part for part, _ in parts], None)
+        self._tell(self._sender.acknowledged, batch)
         # Then the overlay: who finds nothing unflushed must not be shown these any more, for a
         # newer write may have gone past the buffer.
         with self._changed:
-            self._succeed(len(parts), len(entries))
+            self.succeed(len(parts), len(entries))
             self._announcing = parts[0][0].number
-            for entry, version in zip(entries, versions, strict=True):
-                self._pending.settle(entry, version)
+            for entry, version in zip(entries, known, strict=True):
+                self._pending.settle(entry, newest if version is None else version)
         self._callbacks.committed([(part.operation, version) for part, version in parts])
         with self._changed:
             self._announcing = None
@@ -226,11 +260,12 @@ class Flusher:
                 _answer(part, version, None)
             self.wake_idle_waiters()
 
-    def _entry_rejected(self, entry: Entry, error: Exception) -> None:
+    def _entry_rejected(self, batch: Batch, error: Exception) -> None:
+        (entry,) = batch.entries
         logger.warning(
             "the store rejected an operation on %r for good: %s", entry.operation.path, error
         )
-        self._tell_journal(entry.parts, f"{type(error).__name__}: {error}")
+        self._tell(self._sender.rejected, batch, f"{type(error).__name__}: {error}")
         with self._changed:
             self.failed += len(entry.parts)
             self._announcing = entry.parts[0].number
@@ -240,22 +275,16 @@ class Flusher:
             self._announcing = None
             is_heard = any(part.call is not None and part.call.waiter for part in entry.parts)
             for part in entry.parts:
-                _answer(part, 0, error)
+                _answer(part, None, error)
             self.wake_idle_waiters()
         if not is_heard:  # it was acknowledged before
             self._callbacks.error(error)
 
-    def _tell_journal(self, parts: Sequence[Part], reason: str | None) -> None:
-        seqs = [part.seq for part in parts if part.seq is not None]
-        if self._journal is None or not seqs:
-            return
+    def _tell(self, tell: Callable[..., None], *args: object) -> None:
         try:
-            if reason is None:
-                self._journal.acknowledge(seqs)
-            else:
-                self._journal.reject(seqs, reason)
+            tell(*args)
         except BeastError as error:
-            # The store has answered; at worst they are applied once more at the next start.
+            # The store has answered; at worst they are sent once more at the next start.
             logger.warning("the journal could not note an answer of the store: %s", error)
             self._callbacks.error(error)
 
@@ -267,11 +296,11 @@ class Flusher:
             logger.warning("a commit failed and will be repeated: %s", error)
         asked = not isinstance(error, BreakerOpen)
         with self._changed:
-            self._pending.put_back()
+            self._put_back()
             self.retries += asked
             self._fail(error)
             blocked: list[WriteCall] = []
-            while self._is_direct_blocked():
+            while self.is_direct_blocked():
                 blocked.append(self.direct.popleft())
             for call in blocked:
                 failure = StoreUnavailable(
@@ -279,7 +308,7 @@ class Flusher:
                     f"{error}"
                 )
                 failure.__cause__ = error
-                _resolve(call, failure)
+                resolve(call, failure)
             self.wake_idle_waiters()
         if asked:
             self._callbacks.error(error)
@@ -291,122 +320,44 @@ class Flusher:
             pause_s = error.retry_after_s  # before that nothing would be asked
         self._not_before = self._pending.timer() + pause_s
 
-    def _succeed(self, operations: int, written: int) -> None:
-        if self._backoff.failures:
-            logger.info("commits succeed again after %d failures", self._backoff.failures)
-        self._backoff.succeed()
-        self._not_before = 0.0
-        self.last_error = None
-        self.commits += 1
-        self.committed += operations
-        self.written += written
-
-    # Operations that are committed at once.
-
-    def _commit_direct(self) -> None:
-        """Commit what waits in front, as many calls together as a batch may have."""
-        calls: list[WriteCall] = []
-        count = 0
+    def _sweep(self) -> None:
+        """Delete markers that are not needed any more."""
         with self._changed:
-            self._flushed_last = False
-            now = time.monotonic()
-            while self.direct and not self._is_direct_blocked():
-                call = self.direct[0]
-                if calls and count + len(call.operations) > self._pending.buffer.max_ops:
-                    break
-                self.direct.popleft()
-                if call.deadline <= now:
-                    _resolve(call, StoreTimeout("not committed: the deadline came first"))
-                    continue
-                call.stage = "committing"
-                count += len(call.operations)
-                calls.append(call)
-            self.committing = list(calls)
-            self.wake_idle_waiters()
-        if not calls:
-            return
-        until = min(deadline_in(self._commit_deadline_s), max(call.deadline for call in calls))
-        for call in calls:
-            self._callbacks.accepted(call.operations)
+            names = self.markers.take(self.limits.cap(_SWEEP))
+        try:
+            self._sender.delete_markers(names, deadline_in(self._commit_deadline_s))
+        except BeastError as error:
+            logger.info("markers could not be deleted, to be tried again: %s", error)
+            asked = not isinstance(error, BreakerOpen)
+            with self._changed:
+                for journal, batches in names.items():
+                    for name in batches:
+                        self.markers.add(name, journal, _SWEEP_AGAIN_S)
+            if asked:
+                self._callbacks.error(error)
 
-        def commit(operations: list[Operation]) -> list[int]:
-            if self._journal is not None and self._journal.has_unnoted:
-                # An older write that the next start replays would overwrite this one.
-                self._journal.wait_noted(until)
-            return self._store.commit(operations, deadline=until)
-
-        settled, error = commit_in_order(
-            calls,
-            lambda call: call.operations,
-            commit,
-            self._calls_committed,
-            self._call_failed,
-        )
-        if error is not None:
-            self.last_error = error
-            for call in calls[settled:]:
-                self._call_failed(call, error)
-
-    def _calls_committed(self, calls: Sequence[WriteCall], versions: list[int]) -> None:
-        operations = [operation for call in calls for operation in call.operations]
-        outcomes = list(zip(operations, versions, strict=True))
-        with self._changed:
-            self._succeed(len(operations), len(operations))
-            for operation, version in outcomes:
-                self._pending.remember(operation, version)
-        self._callbacks.committed(outcomes)
-        with self._changed:
-            first = 0
-            for call in calls:
-                call.versions = versions[first : first + len(call.operations)]
-                first += len(call.operations)
-                _resolve(call, None)
-                self.committing.remove(call)
-            self.wake_idle_waiters()
-
-    def _call_failed(self, call: WriteCall, error: Exception) -> None:
-        self._callbacks.failed(call.operations, error)
-        with self._changed:
-            self.failed += len(call.operations)
-            _resolve(call, error)
-            self.committing.remove(call)
-            self.wake_idle_waiters()
+    def _last_sweep(self) -> None:
+        """Delete what may be deleted at the end; the rest is left to the next start."""
+        while self._backoff.failures == 0 and self.markers.has_due():
+            before = len(self.markers)
+            self._sweep()
+            if len(self.markers) >= before:
+                return
 
 
-def _answer(part: Part, version: int, error: Exception | None) -> None:
+def _answer(part: Part, version: int | None, error: Exception | None) -> None:
     """Note what became of one operation, and answer its call after the last one."""
     call = part.call
     if call is None or call.waiter is None:
         return
-    call.versions[part.index] = version
+    if version is None:
+        call.known = False
+    else:
+        call.versions[part.index] = version
     call.error = call.error or error
     call.left -= 1
     if not call.left:
-        _resolve(call, call.error)
-
-
-def _resolve(call: WriteCall, error: BaseException | None) -> None:
-    waiter, call.waiter = call.waiter, None
-    call.stage = "done"
-    if waiter is not None:
-        if error is None:
-            waiter.resolve(call.versions)
-        else:
-            waiter.resolve(error=error)
-
-
-def _chunks(entries: list[Entry], max_bytes: int | None) -> Iterator[list[Entry]]:
-    """Split a batch so that no part exceeds `max_bytes`, but for one entry that does alone."""
-    chunk: list[Entry] = []
-    size = 0
-    for entry in entries:
-        if chunk and max_bytes is not None and size + entry.size > max_bytes:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(entry)
-        size += entry.size
-    if chunk:
-        yield chunk
+        resolve(call, call.error)
 
 
 def _earlier(first: float | None, second: float | None) -> float | None:

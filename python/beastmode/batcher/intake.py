@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from beastmode.batcher.batches import Limits
 from beastmode.batcher.flusher import Flusher
 from beastmode.batcher.outside import Callbacks, WriteJournal
 from beastmode.batcher.pending import PendingWrites, WriteCall
@@ -87,16 +88,16 @@ class Intake:
             held, held_bytes = self._pending.ops_held, self._pending.bytes_held
             failure = self._flusher.last_error
         raise BufferFullError(
-            f"no room for {len(call.operations)} operations before the deadline: {held} "
+            f"no room for {len(call.operations)} operations: {held} "
             f"operations of {held_bytes} bytes wait for the store (max_pending_ops = "
             f"{self._pending.max_pending_ops}, max_pending_bytes = "
             f"{self._pending.max_pending_bytes}){because(failure)}"
         ) from failure
 
-    async def wait_for_room(self, call: WriteCall, room: LoopWaiter) -> None:
-        """Wait on the event loop; a cancelled call gives back what it was given."""
+    async def wait_for_room(self, call: WriteCall, room: LoopWaiter, patient: bool) -> None:
+        """Wait on the event loop, or give up at once; a cancelled call gives back its room."""
         try:
-            if await room.wait(call.deadline):
+            if patient and await room.wait(call.deadline):
                 room.result()
             else:
                 self.leave_queue(call, room)
@@ -176,12 +177,18 @@ class Intake:
 
 
 def prepare(
-    operations: Sequence[Operation], deadline: float, *, direct: bool, max_ops: int
+    operations: Sequence[Operation],
+    deadline: float,
+    *,
+    direct: bool,
+    limits: Limits,
+    max_ops: int,
 ) -> tuple[WriteCall, list[EncodedOperation] | None]:
     """Check and copy what a caller gave; without encoded operations it is one commit.
 
     It is one with `direct`, and when an operation has a precondition. Raises RequestError, and
-    BufferFullError for more operations than can ever be held.
+    BufferFullError for more operations than can ever be held. A buffered operation that no commit
+    of the store can hold is a RequestError.
     """
     copies = [_copied(operation, at) for at, operation in enumerate(operations)]
     if direct or any(operation.precondition is not None for operation in copies):
@@ -191,6 +198,12 @@ def prepare(
         raise BufferFullError(
             f"a write takes at most max_pending_ops = {max_ops} operations, got {len(encoded)}"
         )
+    for at, (operation, item) in enumerate(zip(copies, encoded, strict=True)):
+        if (size := limits.oversize(operation, item.size)) is not None:
+            raise RequestError(
+                f"operation {at}, on {operation.path!r}, takes {size} bytes of a commit; "
+                f"the store takes at most {limits.max_bytes}"
+            )
     return WriteCall(copies, [item.size for item in encoded], deadline), encoded
 
 

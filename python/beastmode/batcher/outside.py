@@ -41,7 +41,10 @@ class JournalCounts(Protocol):
 
 
 class WriteJournal(Protocol):
-    """What a batcher needs of a journal; only `recover` and `wait_noted` may wait for the disk."""
+    """What a batcher needs of a journal: the calls without a deadline never wait for the disk.
+
+    `recover` and `recover_batches` do, once at the start.
+    """
 
     @property
     def path(self) -> str:
@@ -56,12 +59,36 @@ class WriteJournal(Protocol):
         """Make them durable together, then call `done`, in the order of the sequence numbers."""
         ...
 
-    def acknowledge(self, seqs: Sequence[int]) -> None:
-        """Forget them: the store has them."""
+    def note_sent(self, batch: str, seqs: Sequence[int], deadline: float | None = None) -> None:
+        """Note on the disk that these are about to be sent, only ever together, as `batch`."""
         ...
 
-    def reject(self, seqs: Sequence[int], reason: str) -> None:
+    def acknowledge(
+        self, seqs: Sequence[int], batch: str | None = None, marker_due: float = 0.0
+    ) -> None:
+        """Forget them: the store has them. The marker of `batch` may go from that time on."""
+        ...
+
+    def reject(
+        self,
+        seqs: Sequence[int],
+        reason: str,
+        batch: str | None = None,
+        marker_due: float = 0.0,
+    ) -> None:
         """Keep them as dead letters."""
+        ...
+
+    def release(self, batch: str, marker_due: float) -> None:
+        """Take the operations of `batch`, which will never be applied, as never sent."""
+        ...
+
+    def confirm(self, batches: Sequence[str], deadline: float | None = None) -> None:
+        """Have the end of these batches on the disk."""
+        ...
+
+    def forget(self, batches: Sequence[str]) -> None:
+        """Forget these batches: their markers are gone."""
         ...
 
     @property
@@ -77,6 +104,13 @@ class WriteJournal(Protocol):
         """Return what an earlier run left, in order."""
         ...
 
+    def recover_batches(self) -> tuple[list[tuple[str, list[int]]], list[tuple[str, float]]]:
+        """Return (name, numbers) of batches that the store may have, and (name, time) of markers.
+
+        The time is that of `time.time` from which the marker may be deleted.
+        """
+        ...
+
     def get_stats(self) -> JournalCounts:
         """Return the counters."""
         ...
@@ -88,7 +122,7 @@ class Callbacks:
     def __init__(
         self,
         on_accepted: Callable[[Operation], object] | None,
-        on_committed: Callable[[Operation, int], object] | None,
+        on_committed: Callable[[Operation, int | None], object] | None,
         on_failed: Callable[[Operation, Exception], object] | None,
         on_error: Callable[[BaseException], object] | None,
     ) -> None:
@@ -111,8 +145,8 @@ class Callbacks:
                 for operation in operations:
                     self._call(self._on_accepted, operation)
 
-    def committed(self, parts: Sequence[tuple[Operation, int]]) -> None:
-        """Tell that the store has operations."""
+    def committed(self, parts: Sequence[tuple[Operation, int | None]]) -> None:
+        """Tell that the store has operations; a version of None is not known."""
         if self._on_committed is not None:
             with self._inside():
                 for operation, version in parts:

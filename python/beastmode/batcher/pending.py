@@ -7,7 +7,8 @@ documents older than its commit: a reader may have asked the store before it and
 Every method is called with the batcher's lock held. Numbered invariants, verified by `_check()`:
 
 1. `open` holds exactly the accepted operations of the buffer's and the taken entries, by number.
-2. Operations of one path lie, oldest first, in the taken entries and then in the buffer.
+2. Operations of one path and journal lie, oldest first, in the taken entries and then in the
+   buffer.
 3. `ops_held` and `bytes_held` are the sums over `open` and over the reservations.
 4. `collections` counts the open operations of each collection.
 """
@@ -15,9 +16,10 @@ Every method is called with the batcher's lock held. Numbered invariants, verifi
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from beastcore import BatchBuffer
+from beastmode.batcher.outside import WriteJournal
 from beastmode.batcher.waiting import Waiter
 from beastmode.errors import DocumentMissing
 from beastmode.stores.documents import (
@@ -31,7 +33,15 @@ from beastmode.stores.documents import (
     freeze,
 )
 
-__all__ = ["Entry", "Part", "PendingWrites", "WriteCall", "merge_entries"]
+__all__ = [
+    "Entry",
+    "Part",
+    "PendingWrites",
+    "WriteCall",
+    "fold_entries",
+    "merge_entries",
+    "resolve",
+]
 
 _MAX_RECENT = 20_000
 
@@ -43,6 +53,7 @@ class WriteCall:
         "after",
         "deadline",
         "error",
+        "known",
         "left",
         "operations",
         "sizes",
@@ -61,6 +72,7 @@ class WriteCall:
         self.stage = "waiting for room"
         self.after = 0
         self.versions = [0] * len(operations)
+        self.known = True
         self.left = len(operations)
         self.error: BaseException | None = None
 
@@ -68,6 +80,17 @@ class WriteCall:
     def paths(self) -> set[str]:
         """The documents it changes."""
         return {operation.path for operation in self.operations}
+
+
+def resolve(call: WriteCall, error: BaseException | None) -> None:
+    """Give a call its answer, if it still waits for one."""
+    waiter, call.waiter = call.waiter, None
+    call.stage = "done"
+    if waiter is not None:
+        if error is None:
+            waiter.resolve(call.versions if call.known else None)
+        else:
+            waiter.resolve(error=error)
 
 
 class Part:
@@ -94,14 +117,24 @@ class Part:
 
 
 class Entry:
-    """One operation for the store, which stands for one or more accepted ones."""
+    """One operation for the store, which stands for one or more accepted ones.
 
-    __slots__ = ("operation", "parts", "size")
+    `source` is the journal that all of them are in, None for none.
+    """
 
-    def __init__(self, operation: Operation, parts: list[Part], size: int) -> None:
+    __slots__ = ("operation", "parts", "size", "source")
+
+    def __init__(
+        self,
+        operation: Operation,
+        parts: list[Part],
+        size: int,
+        source: WriteJournal | None = None,
+    ) -> None:
         self.operation = operation
         self.parts = parts
         self.size = size
+        self.source = source
 
 
 class _Recent:
@@ -117,6 +150,8 @@ class _Recent:
 
 def merge_entries(older: Entry, newer: Entry) -> Entry | None:
     """Return one entry for both, or None; `older` is given up. Amortised O(parts of `newer`)."""
+    if older.source is not newer.source:
+        return None
     operation = combine(older.operation, newer.operation)
     if operation is None:
         return None
@@ -124,7 +159,22 @@ def merge_entries(older: Entry, newer: Entry) -> Entry | None:
     if operation is newer.operation:
         newer.parts = older.parts
         return newer  # the same object, so the buffer takes its size alone
-    return Entry(operation, older.parts, older.size + newer.size)
+    return Entry(operation, older.parts, older.size + newer.size, older.source)
+
+
+def fold_entries(entries: Iterable[Entry]) -> list[Entry]:
+    """Merge what can be merged of recovered entries, as the buffer did when they came."""
+    last: dict[str, Entry] = {}
+    order: dict[int, Entry] = {}
+    for entry in entries:
+        path = entry.operation.path
+        held = last.get(path)
+        merged = None if held is None else merge_entries(held, entry)
+        if merged is None:
+            merged = entry
+        order[id(merged.parts)] = merged  # a merged entry has the list of the older one
+        last[path] = merged
+    return list(order.values())
 
 
 class PendingWrites:
@@ -140,7 +190,9 @@ class PendingWrites:
         max_pending_bytes: int,
         read_grace_s: float,
         timer: Callable[[], float],
+        source: WriteJournal | None = None,
     ) -> None:
+        self.source = source
         self.buffer: BatchBuffer[str, Entry] = BatchBuffer(
             max_ops, max_delay_s, max_bytes=max_bytes, merge=merge_entries, timer=timer
         )
@@ -229,20 +281,40 @@ class PendingWrites:
             seq = None if seqs is None else seqs[index]
             self._add(Part(operation, seq, call.sizes[index], call=call, index=index))
 
-    def accept_recovered(self, seq: int, operation: Operation, size: int) -> None:
-        """Make an operation of an earlier run visible and pending, whether there is room or not."""
-        self.ops_held += 1
-        self.bytes_held += size
-        self._add(Part(operation, seq, size))
+    def adopt(self, taken: Iterable[Entry], waiting: Iterable[Entry]) -> None:
+        """Make operations of earlier runs pending, in front of everything, room or not.
+
+        `taken` count as taken for batches that are under way, `waiting` go into the buffer.
+        """
+        for entry in taken:
+            self._open(entry)
+            self._take((entry.operation.path, entry))
+        own = self.buffer.drain(None)
+        for entry in waiting:
+            self._open(entry)
+            self.buffer.add(entry.operation.path, entry, size=entry.size)
+        older = self.buffer.drain(None)
+        self.buffer.restore(own)
+        self.buffer.restore(older)
+
+    def _open(self, entry: Entry) -> None:
+        for part in entry.parts:
+            self.ops_held += 1
+            self.bytes_held += part.size
+            self._number(part)
 
     def _add(self, part: Part) -> None:
+        self._number(part)
+        entry = Entry(part.operation, [part], part.size, self.source)
+        self.buffer.add(part.operation.path, entry, size=part.size)
+
+    def _number(self, part: Part) -> None:
         self.accepted += 1
         part.number = self.accepted
         part.accepted_at = self.timer()
         path = part.operation.path
         self.open[part.number] = part
         self.collections[collection_of(path)] += 1
-        self.buffer.add(path, Entry(part.operation, [part], part.size), size=part.size)
 
     # Committing.
 
@@ -250,13 +322,20 @@ class PendingWrites:
         """Take the next batch, at most `limit` entries, each path's in order."""
         items = self.buffer.drain(limit) if self.buffer else []
         for item in items:
-            path, entry = item
-            self._taken[id(entry)] = item
-            self._in_flight.setdefault(path, deque()).append(entry)
+            self._take(item)
         return [entry for _, entry in items]
 
+    def _take(self, item: tuple[str, Entry]) -> None:
+        path, entry = item
+        self._taken[id(entry)] = item
+        self._in_flight.setdefault(path, deque()).append(entry)
+
+    def is_taken(self, entry: Entry) -> bool:
+        """Whether an entry is taken and not settled."""
+        return id(entry) in self._taken
+
     def settle(self, entry: Entry, version: int | None) -> None:
-        """Forget a taken entry: committed at `version`, or (None) rejected."""
+        """Forget a taken entry: committed at `version` or before, or (None) rejected."""
         path, _ = self._taken.pop(id(entry))
         line = self._in_flight[path]
         line.remove(entry)
@@ -272,12 +351,16 @@ class PendingWrites:
         if not self.collections[collection]:
             del self.collections[collection]
 
-    def put_back(self) -> None:
-        """Put what is taken and not settled back in front of everything newer."""
-        items = list(self._taken.values())
-        self.buffer.restore(items)
+    def put_back(self, keep: Collection[Entry] = ()) -> None:
+        """Put what is taken and not settled back in front of everything newer, except `keep`."""
+        kept = {id(entry) for entry in keep}
+        items = list(self._taken.items())
+        self.buffer.restore([item for number, item in items if number not in kept])
         self._taken.clear()
         self._in_flight.clear()
+        for number, item in items:
+            if number in kept:
+                self._take(item)
 
     def drop_all(self) -> list[Operation]:
         """Forget every operation, and return those that were open."""
@@ -288,9 +371,9 @@ class PendingWrites:
         return operations
 
     def is_waiting(self, path: str, number: int) -> bool:
-        """Return whether the buffer holds an operation on `path` accepted up to `number`."""
-        line = self.buffer.pending(path)
-        return bool(line) and line[0].parts[0].number <= number
+        """Return whether an operation on `path` accepted up to `number` is to be committed."""
+        line = [*self._in_flight.get(path, ()), *self.buffer.pending(path)]
+        return any(entry.parts[0].number <= number for entry in line)
 
     def oldest(self) -> Part | None:
         """Return the operation accepted first of those that are open."""
@@ -374,8 +457,10 @@ class PendingWrites:
         assert sorted(numbers) == sorted(self.open), "invariant 1"
         assert sum(map(len, entries.values())) == len(self.buffer) + len(self._taken), "invariant 1"
         for line in entries.values():
-            order = [part.number for entry in line for part in entry.parts]
-            assert order == sorted(order), "invariant 2"
+            for source in {id(entry.source) for entry in line}:
+                mine = [entry for entry in line if id(entry.source) == source]
+                order = [part.number for entry in mine for part in entry.parts]
+                assert order == sorted(order), "invariant 2"
         assert self.ops_held == len(self.open) + self.reserved, "invariant 3"
         counted = Counter(collection_of(part.operation.path) for part in self.open.values())
         assert counted == self.collections, "invariant 4"

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from beastmode.errors import JournalError, JournalFull
+from beastmode.journal.batches import BatchTable
 from beastmode.journal.records import DeadLetter, RecordError, read_record, to_record
+from beastmode.journal.work import Note, Settled
 from beastmode.stores.documents import Operation
 from beastmode.stores.operation_codec import EncodedOperation
 
@@ -26,8 +28,9 @@ logger = logging.getLogger(__name__)
 
 SHRINK_ABOVE: Final = 8 * 1024 * 1024
 _APPLICATION_ID: Final = 0x424D4A4C  # "BMJL"
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2  # 1 had no table of batches
 _BUSY_MS: Final = 2000
+_SPARE_PAGES: Final = 64  # beyond max_bytes, for what makes room or lets the writes go on
 _COLUMNS: Final = "format, kind, path, fields, removed, checksum"
 _SHAPE: Final = (
     "seq INTEGER PRIMARY KEY, format INTEGER, kind INTEGER, "
@@ -83,10 +86,13 @@ class Database:
         run(f"CREATE TABLE IF NOT EXISTS records({_SHAPE})")
         for table in ("dead_letters", "quarantine"):
             run(f"CREATE TABLE IF NOT EXISTS {table}({_SHAPE}, reason TEXT, noted_at REAL)")
+        self.batches = BatchTable(self.connection)
         run(f"PRAGMA application_id = {_APPLICATION_ID}")
         run(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         run("COMMIT")
-        run(f"PRAGMA max_page_count = {max(64, max_bytes // page)}")
+        self._full_sync = full_sync
+        self._max_pages = max(64, max_bytes // page)
+        self._allow_pages(self._max_pages)
         self.records = self._count("records")
         self.dead = self._count("dead_letters")
         self.corrupt = self._count("quarantine")
@@ -127,13 +133,15 @@ class Database:
     def write(
         self,
         groups: Sequence[Sequence[EncodedOperation]],
-        acknowledged: Sequence[int],
-        rejected: Sequence[tuple[int, str]],
+        notes: Sequence[Note],
+        settled: Settled,
         max_dead_letters: int,
     ) -> tuple[list[list[int]], int]:
         """Do it all in one transaction; return each group's numbers and the count of removals.
 
-        Raises JournalFull, or another JournalError, with nothing changed.
+        With notes it is on the disk itself at the end, whatever the level of the others is.
+        Without groups it may exceed the limit of the file a little. Raises JournalFull, or
+        another JournalError, with nothing changed.
         """
         seqs: list[list[int]] = []
         number = self._next_seq
@@ -145,34 +153,73 @@ class Database:
             for numbers, group in zip(seqs, groups, strict=True)
             for seq, encoded in zip(numbers, group, strict=True)
         ]
-        run, run_many = self.connection.execute, self.connection.executemany
+        run_many = self.connection.executemany
         removed = dead = dropped = 0
-        with self._transaction("write to"):
-            if acknowledged:
+        with self._levels(synced=bool(notes), spare=not groups), self._transaction("write to"):
+            if settled.acknowledged:
                 removed = run_many(
-                    "DELETE FROM records WHERE seq = ?", [(seq,) for seq in acknowledged]
+                    "DELETE FROM records WHERE seq = ?", [(seq,) for seq in settled.acknowledged]
                 ).rowcount
-            for seq, reason in rejected:
+            for seq, reason in settled.rejected:
                 dead += self._move(seq, "dead_letters", reason)
             if dead and self.dead + dead > max_dead_letters:
-                dropped = run(
-                    "DELETE FROM dead_letters WHERE seq NOT IN "
-                    "(SELECT seq FROM dead_letters ORDER BY noted_at DESC, seq DESC LIMIT ?)",
-                    (max_dead_letters,),
-                ).rowcount
+                dropped = self._drop_dead_letters(max_dead_letters)
             if rows:
                 run_many(
                     f"INSERT INTO records(seq, {_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?)",
                     rows,
                 )
+            changes_batches = self._write_batches(notes, settled)
         self._next_seq = number
         self.records += len(rows) - removed - dead
         self.dead += dead - dropped
+        if changes_batches:
+            self.batches.recount()
         if dropped:
             logger.warning("%d oldest dead letters of %r were dropped", dropped, str(self._path))
         if not self.records and removed:
             self._shrink()
         return seqs, removed
+
+    def _write_batches(self, notes: Sequence[Note], settled: Settled) -> bool:
+        for note in notes:
+            if note.sent is not None:
+                self.batches.note_sent(*note.sent)
+            self.batches.confirm(note.confirmed)
+        if settled.finished:
+            self.batches.finish(settled.finished)
+        if settled.forgotten:
+            self.batches.forget(settled.forgotten)
+        return bool(notes or settled.finished or settled.forgotten)
+
+    def _drop_dead_letters(self, keep: int) -> int:
+        return self.connection.execute(
+            "DELETE FROM dead_letters WHERE seq NOT IN "
+            "(SELECT seq FROM dead_letters ORDER BY noted_at DESC, seq DESC LIMIT ?)",
+            (keep,),
+        ).rowcount
+
+    @contextmanager
+    def _levels(self, *, synced: bool, spare: bool) -> Iterator[None]:
+        """Sync what is written inside to the disk, and let it take a little more room."""
+        run = self.connection.execute
+        raised = synced and not self._full_sync
+        with self._errors("write to"):
+            if raised:
+                run("PRAGMA synchronous = FULL")
+            if spare:
+                self._allow_pages(self._max_pages + _SPARE_PAGES)
+        try:
+            yield
+        finally:
+            with self._errors("write to"):
+                if raised:
+                    run("PRAGMA synchronous = NORMAL")
+                if spare:
+                    self._allow_pages(self._max_pages)
+
+    def _allow_pages(self, count: int) -> None:
+        self.connection.execute(f"PRAGMA max_page_count = {count}")
 
     def recover(self) -> tuple[list[tuple[int, Operation]], list[tuple[int, str]]]:
         """Return the readable operations in order, and the damaged ones, now in quarantine."""
@@ -194,6 +241,21 @@ class Database:
             self.records -= len(damaged)
             self.corrupt += len(damaged)
         return operations, damaged
+
+    def read_batches(self) -> tuple[list[tuple[str, list[int]]], list[tuple[str, float]]]:
+        """Return the batches sent without an answer, and the markers left with their times."""
+        with self._transaction("read"):
+            sent, markers, damaged = self.batches.read()
+        if damaged:
+            self.corrupt += len(damaged)
+            logger.warning(
+                "the journal %r had %d damaged note(s) of commits; should the store have those "
+                "commits, they are applied twice: %s",
+                str(self._path),
+                len(damaged),
+                "; ".join(damaged[:10]),
+            )
+        return sent, markers
 
     def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return the newest dead letters; one that cannot be read is logged and left out."""

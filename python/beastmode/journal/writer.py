@@ -1,12 +1,8 @@
-"""`Journal`: appends by group commit, acknowledgements, dead letters, recovery.
+"""`Journal`: appends by group commit, batches under way, acknowledgements, dead letters, recovery.
 
-One thread writes. Appends that arrive while it is busy share the next transaction, so a sync
-costs all of them together as much as one (group commit, as in DeWitt et al., "Implementation
-Techniques for Main Memory Database Systems", SIGMOD 1984). Acknowledgements and rejections ride
-along and are kept until they are on disk; should the process end before, their operations are
-applied once more, which for operations without preconditions leads to the same document.
-
-Lock order: `_io` (the connection) before `_cond` (the queue). No callback runs under either.
+Should the process end before the store's answers are on disk, those operations are applied once
+more: operations without transforms lead to the same document, and batches that carry a marker are
+refused by the store, which has them.
 """
 
 from __future__ import annotations
@@ -16,17 +12,19 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Final, Literal, NamedTuple, get_args
+from contextlib import contextmanager
+from typing import Final, Literal, get_args
 
 from beastmode.errors import ClosedError, ConfigError, ForkedError, JournalError
 from beastmode.journal.database import Database
 from beastmode.journal.files import LifetimeLock, create_private, resolve_location
+from beastmode.journal.group_commit import GroupCommit
 from beastmode.journal.records import DeadLetter
 from beastmode.journal.report import JournalReport
+from beastmode.journal.work import Append, Done, Note
 from beastmode.stores.documents import Operation
 from beastmode.stores.operation_codec import EncodedOperation, encode_operation
 
@@ -40,21 +38,12 @@ __all__ = ["Done", "Durability", "Journal"]
 logger = logging.getLogger(__name__)
 
 Durability = Literal["process", "power"]
-Done = Callable[[list[int] | None, BaseException | None], object]
-"""Called with the sequence numbers, or with None and the error."""
-
 _MIN_BYTES: Final = 256 * 1024
-_GROUP_RECORDS: Final = 10_000  # in one transaction, which bounds its time and its log
-_RETRY_S: Final = 1.0  # acknowledgements that a full disk refused
 _CLOSE_S: Final = 10.0
+_NOTE_S: Final = 30.0
 
 
-class _Append(NamedTuple):
-    operations: Sequence[EncodedOperation]
-    done: Done
-
-
-class Journal:
+class Journal(GroupCommit):
     """A durable queue of operations in one SQLite file that only this process uses.
 
     `path` names the file; it is made with mode 0600, beside it `path.lock`, `path-wal` and
@@ -80,23 +69,10 @@ class Journal:
             raise ConfigError(f"durability must be 'process' or 'power', got {durability!r}")
         _check_int("max_bytes", max_bytes, _MIN_BYTES)
         _check_int("max_dead_letters", max_dead_letters, 0)
-        self._path = resolve_location(path)
+        super().__init__(resolve_location(path), max_dead_letters)
         self._durability: Durability = durability
-        self._max_dead_letters = max_dead_letters
         self._pid = os.getpid()
-        self._io = threading.Lock()
-        self._cond = threading.Condition()
-        self._queue: deque[_Append] = deque()
-        self._acknowledged: list[int] = []
-        self._rejected: list[tuple[int, str]] = []
-        self._handed = self._noted = 0
-        self._busy = False
-        self._retry_at = 0.0
-        self._refusal: JournalError | None = None
-        self._closing = False
         self._closed = False
-        self._thread: threading.Thread | None = None
-        self._appended = self._removed = self._transactions = self._failures = 0
         self._lock = LifetimeLock(self._path)
         try:
             create_private(self._path)
@@ -108,11 +84,6 @@ class Journal:
             raise
         if hasattr(os, "register_at_fork"):
             _guard_fork(self)
-
-    @property
-    def path(self) -> str:
-        """The journal's file."""
-        return str(self._path)
 
     def append(self, operations: Sequence[Operation], *, timeout: float = 30.0) -> list[int]:
         """Make `operations` durable together, and return their sequence numbers in order.
@@ -153,28 +124,98 @@ class Journal:
         with self._cond:
             if self._closing:
                 raise self._closed_error()
-            self._queue.append(_Append(operations, done))
+            self._queue.append(Append(operations, done))
             self._wake()
 
-    def acknowledge(self, seqs: Sequence[int]) -> None:
-        """Forget operations that the store has. Never waits; unknown numbers are no error."""
+    def acknowledge(
+        self, seqs: Sequence[int], batch: str | None = None, marker_due: float = 0.0
+    ) -> None:
+        """Forget operations that the store has. Never waits; unknown numbers are no error.
+
+        `batch` ends with them: its marker may be deleted from `marker_due` (`time.time`) on.
+        """
+        with self._settling(len(seqs), batch, marker_due):
+            self._settled.acknowledged.extend(seqs)
+
+    def reject(
+        self,
+        seqs: Sequence[int],
+        reason: str,
+        batch: str | None = None,
+        marker_due: float = 0.0,
+    ) -> None:
+        """Make dead letters of operations that the store rejected for good. Never waits.
+
+        `batch` as for `acknowledge`.
+        """
+        with self._settling(len(seqs), batch, marker_due):
+            self._settled.rejected.extend((seq, reason) for seq in seqs)
+
+    def release(self, batch: str, marker_due: float) -> None:
+        """Say that `batch` will never be applied: its operations are as if never sent."""
+        with self._settling(0, batch, marker_due):
+            pass
+
+    def forget(self, batches: Sequence[str]) -> None:
+        """Forget finished batches: their markers are gone. Never waits."""
+        with self._settling(len(batches), None, 0.0):
+            self._settled.forgotten.extend(batches)
+
+    @contextmanager
+    def _settling(self, count: int, batch: str | None, marker_due: float) -> Iterator[None]:
         self._check_usable()
         with self._cond:
             if self._closed:
                 raise self._closed_error()
-            self._acknowledged.extend(seqs)
-            self._handed += len(seqs)
+            yield
+            if batch is not None:
+                self._settled.finished.append((batch, marker_due))
+                count += 1
+            self._handed += count
             self._wake()
 
-    def reject(self, seqs: Sequence[int], reason: str) -> None:
-        """Make dead letters of operations that the store rejected for good. Never waits."""
+    def note_sent(self, batch: str, seqs: Sequence[int], deadline: float | None = None) -> None:
+        """Note on the disk itself that `seqs` are about to be sent to the store as `batch`.
+
+        From now until `acknowledge`, `reject` or `release` names `batch`, they may only be sent
+        under this name. Waits until `deadline` (`time.monotonic`; None: 30 seconds). Raises
+        JournalError when it is not noted by then; it may be later.
+        """
+        self._note((batch, list(seqs)), (), deadline)
+
+    def confirm(self, batches: Sequence[str], deadline: float | None = None) -> None:
+        """Have the end of finished batches on the disk itself, so that no power loss undoes it.
+
+        Only then may their markers be deleted. Waits and raises as `note_sent`.
+        """
+        self._note(None, list(batches), deadline)
+
+    def _note(
+        self, sent: tuple[str, list[int]] | None, confirmed: Sequence[str], deadline: float | None
+    ) -> None:
         self._check_usable()
+        if threading.current_thread() is self._thread:
+            raise JournalError("a callback of the journal cannot wait for it")
+        until = time.monotonic() + _NOTE_S if deadline is None else deadline
+        answer: Future[None] = Future()
+
+        def done(error: BaseException | None) -> None:
+            if error is None:
+                answer.set_result(None)
+            else:
+                answer.set_exception(error)
+
         with self._cond:
-            if self._closed:
+            if self._closing:
                 raise self._closed_error()
-            self._rejected.extend((seq, reason) for seq in seqs)
-            self._handed += len(seqs)
+            self._queue.append(Note(sent, confirmed, done))
             self._wake()
+        try:
+            answer.result(max(0.0, until - time.monotonic()))
+        except FutureTimeout:
+            raise JournalError(
+                f"the journal {self.path!r} did not note a batch before the deadline"
+            ) from None
 
     @property
     def has_unnoted(self) -> bool:
@@ -225,6 +266,18 @@ class Journal:
             )
         return operations
 
+    def recover_batches(self) -> tuple[list[tuple[str, list[int]]], list[tuple[str, float]]]:
+        """Return what earlier runs left of batches with a marker: (sent, markers).
+
+        `sent` has (name, sequence numbers) of those that the store may have or not, the oldest
+        first; `markers` has (name, `time.time` from when it may be deleted) of finished ones.
+        A damaged note is logged and counted; its operations are then as if never sent.
+        """
+        self.sync()
+        with self._io:
+            self._check_open()
+            return self._database.read_batches()
+
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """Return the newest `limit` operations that the store rejected, newest first."""
         _check_int("limit", limit, 1)
@@ -249,7 +302,7 @@ class Journal:
         end = time.monotonic() + timeout
         with self._cond:
             self._retry_at = 0.0
-            while self._queue or self._busy or (self._has_settled() and not self._retry_at):
+            while self._queue or self._busy or (bool(self._settled) and not self._retry_at):
                 if self._closed:
                     raise self._closed_error()
                 left = end - time.monotonic()
@@ -299,7 +352,7 @@ class Journal:
             if self._closed:
                 return
             self._closed = True
-            left = len(self._acknowledged) + len(self._rejected)
+            left = self._settled.operations
             if left:
                 logger.warning(
                     "%d answers of the store could not be noted in the journal %r; "
@@ -311,125 +364,6 @@ class Journal:
                 self._database.close()
             finally:
                 self._lock.release()
-
-    # The writing thread.
-
-    def _run(self) -> None:
-        while True:
-            with self._cond:
-                while not (work := self._take()):
-                    if self._closing:
-                        return
-                    self._cond.wait(self._patience())
-                self._busy = True
-            try:
-                self._write(*work)
-            finally:
-                with self._cond:
-                    self._busy = False
-                    self._cond.notify_all()
-
-    def _take(self) -> tuple[list[_Append], list[int], list[tuple[int, str]]] | None:
-        """Take one transaction's work from the queue; None when there is nothing to do now."""
-        settle = self._has_settled() and (
-            bool(self._queue) or self._closing or time.monotonic() >= self._retry_at
-        )
-        if not self._queue and (not settle or (self._closing and self._retry_at)):
-            return None
-        appends: list[_Append] = []
-        size = 0
-        while self._queue and size < _GROUP_RECORDS:
-            appends.append(self._queue.popleft())
-            size += len(appends[-1].operations)
-        acknowledged, self._acknowledged = self._acknowledged, []
-        rejected, self._rejected = self._rejected, []
-        return appends, acknowledged, rejected
-
-    def _patience(self) -> float | None:
-        if not self._has_settled():
-            return None
-        return max(0.0, self._retry_at - time.monotonic())
-
-    def _write(
-        self,
-        appends: list[_Append],
-        acknowledged: list[int],
-        rejected: list[tuple[int, str]],
-    ) -> None:
-        error = self._transact(appends, acknowledged, rejected)
-        if error is None:
-            return
-        # What makes room goes first, then each append for itself: one too large for the room
-        # that is left must not fail the others.
-        if acknowledged or rejected:
-            failed = self._transact([], acknowledged, rejected) if appends else error
-            if failed is not None:
-                logger.warning("noting the store's answers failed, to be retried: %s", failed)
-                with self._cond:
-                    self._refusal = failed
-                    self._acknowledged[:0] = acknowledged
-                    self._rejected[:0] = rejected
-                    self._retry_at = time.monotonic() + _RETRY_S
-        alone = len(appends) == 1 and not acknowledged and not rejected
-        for append in appends:
-            failed = error if alone else self._transact([append], [], [])
-            if failed is not None:
-                self._answer(append, None, failed)
-
-    def _transact(
-        self,
-        appends: list[_Append],
-        acknowledged: list[int],
-        rejected: list[tuple[int, str]],
-    ) -> JournalError | None:
-        """Write one transaction and answer its appends; return why it failed."""
-        try:
-            with self._io:
-                seqs, removed = self._database.write(
-                    [append.operations for append in appends],
-                    acknowledged,
-                    rejected,
-                    self._max_dead_letters,
-                )
-        except JournalError as error:
-            self._failures += 1
-            return error
-        except Exception as error:  # whatever it is, each caller must get an answer
-            self._failures += 1
-            logger.exception("the journal %r could not write", self.path)
-            failure = JournalError(f"the journal {self.path!r} could not write: {error!r}")
-            failure.__cause__ = error
-            return failure
-        self._transactions += 1
-        self._removed += removed
-        with self._cond:
-            self._retry_at = 0.0
-            self._refusal = None
-            self._noted += len(acknowledged) + len(rejected)
-            self._cond.notify_all()
-        for append, numbers in zip(appends, seqs, strict=True):
-            self._appended += len(numbers)
-            self._answer(append, numbers, None)
-        return None
-
-    def _answer(self, append: _Append, seqs: list[int] | None, error: BaseException | None) -> None:
-        try:
-            append.done(seqs, error)
-        except Exception:  # a callback of the caller's must not end the writing thread
-            logger.exception("a callback of the journal %r raised", self.path)
-
-    # Common parts.
-
-    def _wake(self) -> None:
-        """Wake the writing thread, made at its first use. `_cond` is held."""
-        if self._thread is None:
-            thread = threading.Thread(target=self._run, name="beastmode-journal", daemon=True)
-            thread.start()
-            self._thread = thread
-        self._cond.notify_all()
-
-    def _has_settled(self) -> bool:
-        return bool(self._acknowledged or self._rejected)
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:

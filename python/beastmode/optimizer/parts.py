@@ -242,9 +242,14 @@ class Parts:
             self.unflushed[path] = self.unflushed.get(path, 0) + 1
         self.cache.write_started(path)
 
-    def _on_committed(self, operation: Operation, version: int) -> None:
-        document = committed_document(operation, version)
-        self.cache.write_finished(operation.path, document, version=version, operation=operation)
+    def _on_committed(self, operation: Operation, version: int | None) -> None:
+        if version is None:  # the store has it, and what it has made of it is not known
+            self.cache.write_finished(operation.path, None)
+        else:
+            document = committed_document(operation, version)
+            self.cache.write_finished(
+                operation.path, document, version=version, operation=operation
+            )
         self._finished(operation.path)
 
     def _on_failed(self, operation: Operation, error: BaseException) -> None:

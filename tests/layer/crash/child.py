@@ -43,12 +43,12 @@ class DyingJournal(Journal):
 
     death: Death
 
-    def _transact(self, appends: Any, acknowledged: Any, rejected: Any) -> Any:
-        if acknowledged:
+    def _transact(self, appends: Any, notes: Any, settled: Any) -> Any:
+        if settled.acknowledged:
             self.death.at("before-acknowledge")
         if appends:
             self.death.at("before-journal")
-        return super()._transact(appends, acknowledged, rejected)
+        return super()._transact(appends, notes, settled)
 
     def _answer(self, append: Any, seqs: Any, error: Any) -> None:
         self.death.at("after-journal")  # on disk, and nobody knows

@@ -29,10 +29,11 @@ SLOW_S = 0.05
 class SlowJournal(DyingJournal):
     """A dying journal whose last acknowledgement takes a while."""
 
-    def _transact(self, appends: Any, acknowledged: Any, rejected: Any) -> Any:
-        if acknowledged and self.death.point == "before-acknowledge" and self.death.left <= 1:
+    def _transact(self, appends: Any, notes: Any, settled: Any) -> Any:
+        last = self.death.point == "before-acknowledge" and self.death.left <= 1
+        if settled.acknowledged and last:
             time.sleep(SLOW_S)
-        return super()._transact(appends, acknowledged, rejected)
+        return super()._transact(appends, notes, settled)
 
 
 def request(key: str, n: int, rng: random.Random) -> Request:

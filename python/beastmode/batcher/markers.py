@@ -1,0 +1,93 @@
+"""Markers: documents that make a commit count once.
+
+Sending an operation with a transform twice is not the same as sending it once. A batch that holds
+one gets a name, and one more write in the same atomic commit: the document `_bm/<name>`, which
+must not exist before. So the store takes the batch at most once, however often it is sent. A
+marker whose state is "void" was written alone, to make sure that the store never takes it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from beastmode.batcher.outside import WriteJournal
+from beastmode.stores.documents import Document, Operation, Precondition, Set
+
+__all__ = ["MARKERS", "MARKER_BYTES", "MarkerBin", "is_void", "marker_path", "marker_write"]
+
+MARKERS: Final = "_bm"
+"""The collection of the markers."""
+
+MARKER_BYTES: Final = 512
+"""What a marker takes of a commit, generously."""
+
+_LINGER_S: Final = 1.0
+_MANY: Final = 100
+
+
+def marker_path(name: str) -> str:
+    """Return the path of a batch's marker."""
+    return f"{MARKERS}/{name}"
+
+
+def marker_write(name: str, operations: Sequence[Operation], *, void: bool = False) -> Set:
+    """Return the write that makes a batch's marker, or (void) makes the batch impossible."""
+    fields = {
+        "state": "void" if void else "sent",
+        "operations": len(operations),
+        "at": datetime.fromtimestamp(time.time(), UTC),
+    }
+    return Set(marker_path(name), fields, Precondition(exists=False))
+
+
+def is_void(marker: Document) -> bool:
+    """Return whether a marker that exists says that its batch will never be applied."""
+    return marker.data is not None and marker.data.get("state") == "void"
+
+
+class MarkerBin:
+    """Markers to be deleted, each from its time on. Called with the batcher's lock held.
+
+    `timer` is a clock in seconds. Deletions wait up to a second for each other.
+    """
+
+    def __init__(self, timer: Callable[[], float]) -> None:
+        self._timer = timer
+        self._heap: list[tuple[float, int, str, WriteJournal | None]] = []
+        self._count = 0
+        self.deleted = 0
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, name: str, journal: WriteJournal | None, delay_s: float) -> None:
+        """Have the marker of batch `name`, noted in `journal`, deleted in `delay_s` seconds."""
+        self._count += 1
+        heapq.heappush(self._heap, (self._timer() + delay_s, self._count, name, journal))
+
+    def due_at(self) -> float | None:
+        """Return when `take` is worth calling; None when there is nothing."""
+        if not self._heap:
+            return None
+        now = self._timer()
+        if len(self._heap) >= _MANY and sum(item[0] <= now for item in self._heap) >= _MANY:
+            return now
+        return self._heap[0][0] + _LINGER_S
+
+    def has_due(self) -> bool:
+        """Whether `take` has something to give."""
+        return bool(self._heap) and self._heap[0][0] <= self._timer()
+
+    def take(self, limit: int) -> dict[WriteJournal | None, list[str]]:
+        """Take markers whose time has come, at most `limit`, by the journals of their batches."""
+        now = self._timer()
+        taken: dict[WriteJournal | None, list[str]] = {}
+        while self._heap and self._heap[0][0] <= now and limit:
+            _, _, name, journal = heapq.heappop(self._heap)
+            taken.setdefault(journal, []).append(name)
+            limit -= 1
+        return taken
