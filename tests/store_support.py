@@ -142,6 +142,7 @@ def compare(one: Any, other: Any) -> int:
 
 
 NOTHING = object()
+UNEQUAL = ("<", "<=", ">", ">=", "!=", "not-in")
 
 
 def pick(data: Any, field: str) -> Any:
@@ -174,7 +175,7 @@ def passes(data: Any, item: Filter) -> bool:
         )
     if op == "array-contains":
         return isinstance(held, list) and any(compare(v, value) == 0 for v in held)
-    if rank(held) != rank(value):
+    if rank(held) != rank(value) or is_nan(held):
         return False
     result = compare(held, value)
     return {"<": result < 0, "<=": result <= 0, ">": result > 0, ">=": result >= 0}[op]
@@ -182,18 +183,23 @@ def passes(data: Any, item: Filter) -> bool:
 
 def brute_force(documents: dict[str, dict[str, Any]], query: Query) -> list[str]:
     """Return the ids that `query` finds among id -> fields, in its order."""
+    orders = [(order.field, order.descending) for order in query.order_by]
+    down = orders[-1][1] if orders else False
+    for field in sorted({item.field for item in query.where if item.op in UNEQUAL}):
+        if field not in [name for name, _ in orders]:
+            orders.append((field, down))
     found = [
         doc_id
         for doc_id, data in documents.items()
         if all(passes(data, item) for item in query.where)
-        and all(pick(data, order.field) is not NOTHING for order in query.order_by)
+        and all(pick(data, field) is not NOTHING for field, _ in orders)
     ]
 
     def by(one: str, other: str) -> int:
-        for order in query.order_by:
-            a, b = pick(documents[one], order.field), pick(documents[other], order.field)
-            if result := compare(a, b):
-                return -result if order.descending else result
-        return (one > other) - (one < other)
+        for field, descending in orders:
+            if result := compare(pick(documents[one], field), pick(documents[other], field)):
+                return -result if descending else result
+        result = (one > other) - (one < other)
+        return -result if down else result
 
     return sorted(found, key=functools.cmp_to_key(by))[: query.limit]

@@ -14,6 +14,7 @@ BeastError
 |   +-- WriteRejected           it refused these operations, and always will
 |       +-- PreconditionFailed  a precondition of an operation did not hold
 |       +-- DocumentMissing     an Update named a document that does not exist
+|       +-- CommitTooLarge      together they are more than the store takes at once
 +-- JournalError                the write journal cannot be used
 |   +-- JournalLocked           another process has it
 |   +-- JournalFull             the disk has no room for it; nothing was acknowledged
@@ -36,6 +37,7 @@ __all__ = [
     "CacheError",
     "CapacityError",
     "ClosedError",
+    "CommitTooLarge",
     "ConfigError",
     "DocumentMissing",
     "ForkedError",
@@ -69,7 +71,13 @@ class LoadError(CacheError):
 
 
 class StoreError(BeastError):
-    """The store could not do what was asked."""
+    """The store could not do what was asked.
+
+    `maybe_applied` tells of a failed commit whether it may have been applied all the same, as
+    when the connection was lost before the answer came.
+    """
+
+    maybe_applied: bool = False
 
 
 class StoreUnavailable(StoreError):
@@ -105,6 +113,10 @@ class PreconditionFailed(WriteRejected):
 
 class DocumentMissing(WriteRejected):
     """An `Update` named a document that does not exist."""
+
+
+class CommitTooLarge(WriteRejected):
+    """The operations together are more than the store takes at once; fewer may be taken."""
 
 
 class JournalError(BeastError):

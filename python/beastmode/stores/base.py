@@ -91,7 +91,9 @@ class Order:
 class Query:
     """Documents directly in `collection` that pass every filter, sorted, at most `limit`.
 
-    Ties, and queries without an order, are sorted by document id.
+    They are sorted as in Firestore: by `order_by`, then by the fields of filters with <, <=, >,
+    >=, != and not-in that it does not name, alphabetically, then by document id. What is added
+    goes in the direction of the last of `order_by`, upwards without any.
     """
 
     collection: str
@@ -103,6 +105,9 @@ class Query:
         check_collection(self.collection)
         _check_items("where", self.where, Filter)
         _check_items("order_by", self.order_by, Order)
+        fields = [order.field for order in self.order_by]
+        if len(set(fields)) < len(fields):
+            raise RequestError(f"a Query's order_by must name each field once, got {fields!r}")
         limit: object = self.limit
         if limit is not None and (
             isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0

@@ -30,10 +30,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from beastmode.errors import RequestError, StoreCorrupt
+from beastmode.errors import StoreCorrupt
 from beastmode.stores.documents import MAX_DEPTH, FrozenDict, freeze
+from beastmode.stores.fields import check_text, field_name, not_kept, refused, utc
 from beastmode.stores.foreign import adopted
-from beastmode.stores.transforms import Transform
 from beastmode.stores.values import GeoPoint, Reference, Timestamp, Vector, split_time, time_of
 
 __all__ = ["decode", "decode_frozen", "encode", "normal", "same_content", "time_text"]
@@ -52,7 +52,7 @@ def encode(data: Mapping[str, Any], path: str) -> str:
     Raises RequestError that names the field and the type for a value that cannot be kept.
     O(size).
     """
-    fields = {_name(key, "", path): _encode(item, key, path, 2) for key, item in data.items()}
+    fields = {field_name(key, "", path): _encode(item, key, path, 2) for key, item in data.items()}
     return _dumps(fields)
 
 
@@ -117,21 +117,21 @@ def _encode(value: Any, field: str, path: str, depth: int) -> Any:
     kind = type(value)
     if kind is str:
         if not value.isascii():
-            _check_text(value, field, path)
+            check_text(value, field, path)
         return value
     if value is None or kind is bool:
         return value
     if kind is int:
         if not _INT_MIN <= value <= _INT_MAX:
-            raise _refused(path, field, f"integers have 64 bits with a sign, got {value!r:.60}")
+            raise refused(path, field, f"integers have 64 bits with a sign, got {value!r:.60}")
         return value
     if kind is float:
         return value if math.isfinite(value) else {"$f": repr(value)}
     if kind is dict or isinstance(value, Mapping):
         if depth > MAX_DEPTH:
-            raise _refused(path, field, f"maps and lists nest at most {MAX_DEPTH} deep")
+            raise refused(path, field, f"maps and lists nest at most {MAX_DEPTH} deep")
         fields = {
-            _name(key, field, path): _encode(item, f"{field}.{key}", path, depth + 1)
+            field_name(key, field, path): _encode(item, f"{field}.{key}", path, depth + 1)
             for key, item in value.items()
         }
         if len(fields) == 1:
@@ -141,7 +141,7 @@ def _encode(value: Any, field: str, path: str, depth: int) -> Any:
         return fields
     if isinstance(value, (list, tuple)):
         if depth > MAX_DEPTH:
-            raise _refused(path, field, f"maps and lists nest at most {MAX_DEPTH} deep")
+            raise refused(path, field, f"maps and lists nest at most {MAX_DEPTH} deep")
         return [
             _encode(item, f"{field}[{index}]", path, depth + 1) for index, item in enumerate(value)
         ]
@@ -152,13 +152,13 @@ def _encode_other(value: Any, field: str, path: str, depth: int) -> Any:
     value = adopted(value)
     kind = type(value)
     if isinstance(value, datetime):
-        return {"$t": time_text(_utc(value, field, path))}
+        return {"$t": time_text(utc(value, field, path))}
     if kind is GeoPoint:
         return {"$g": [value.latitude, value.longitude]}
     if kind is Reference:
         for text in (value.path, value.project, value.database):
             if text is not None:
-                _check_text(text, field, path)
+                check_text(text, field, path)
         return {"$r": [value.path, value.project, value.database]}
     if kind is Vector:
         return {"$v": [_encode(item, field, path, depth) for item in value.values]}
@@ -171,16 +171,7 @@ def _encode_other(value: Any, field: str, path: str, depth: int) -> Any:
         return _encode(int.__int__(value), field, path, depth)
     if isinstance(value, float):
         return _encode(float.__float__(value), field, path, depth)
-    if isinstance(value, Transform):
-        raise _refused(
-            path, field, f"{value!r} stands for what the store works out, and is no value itself"
-        )
-    raise _refused(
-        path,
-        field,
-        f"a {kind.__name__} cannot be kept; allowed are None, bool, int, float, str, "
-        "bytes, aware datetime, list, dict, GeoPoint, Reference and Vector",
-    )
+    raise not_kept(value, field, path)
 
 
 def _decode(value: Any) -> Any:
@@ -221,36 +212,3 @@ def _time(text: str) -> datetime:
     if len(text) == _NANO_TEXT:
         return time_of(split_time(plain)[0], int(text[20:29]))
     return plain
-
-
-def _utc(value: datetime, field: str, path: str) -> datetime:
-    if value.utcoffset() is None:
-        raise _refused(
-            path, field, f"a datetime needs a time zone (tzinfo), got the naive {value!r}"
-        )
-    if type(value) is not Timestamp and getattr(value, "nanosecond", 0) % 1000:
-        raise _refused(path, field, f"times with nanoseconds are kept as Timestamp, got {value!r}")
-    try:
-        return value.astimezone(UTC)
-    except OverflowError as error:
-        raise _refused(path, field, f"{value!r} is out of range in UTC") from error
-
-
-def _name(key: Any, field: str, path: str) -> str:
-    if not isinstance(key, str) or not key:
-        raise _refused(path, field, f"field names are non-empty str, got {key!r}")
-    if not key.isascii():
-        _check_text(key, f"{field}.{key}" if field else key, path)
-    return str.__str__(key)
-
-
-def _check_text(value: str, field: str, path: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise _refused(path, field, f"text must be encodable as UTF-8: {error}") from error
-
-
-def _refused(path: str, field: str, why: str) -> RequestError:
-    where = f" of document {path!r}" if path else ""
-    return RequestError(f"field {field!r}{where}: {why}")

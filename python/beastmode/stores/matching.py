@@ -6,7 +6,7 @@ field are found, by every operator.
 
 Special values, as in Firestore: `!=` and `not-in` never find None; None or nan among the values
 of `in` find nothing, None among those of `not-in` leaves nothing to find; None and nan go with
-`==`, `!=`, `in` and `not-in` only.
+`==`, `!=`, `in` and `not-in` only, and nan is not found by a comparison.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from beastmode.stores.base import Filter, Order, Query
 from beastmode.stores.codec import normal
 from beastmode.stores.ordering import is_nan, order_key
 
-__all__ = ["MISSING", "Matcher", "field_value", "sort_rows"]
+__all__ = ["MISSING", "Matcher", "field_value", "full_order", "sort_rows"]
 
 MISSING: Final = object()
 """What `field_value` returns for a field that a document does not have."""
@@ -31,6 +31,7 @@ _COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_INEQUALITIES: Final = frozenset({"<", "<=", ">", ">=", "!=", "not-in"})
 Test = Callable[[Any], bool]
 
 
@@ -44,19 +45,33 @@ def field_value(data: Mapping[str, Any], parts: Sequence[str]) -> Any:
     return value
 
 
+def full_order(query: Query) -> tuple[Order, ...]:
+    """Return the sort keys of `query` as Firestore completes them; document ids come after.
+
+    After the query's own come the fields of its inequalities, alphabetically, in the direction of
+    the last of its own.
+    """
+    named = {order.field for order in query.order_by}
+    descending = query.order_by[-1].descending if query.order_by else False
+    unequal = {item.field for item in query.where if item.op in _INEQUALITIES}
+    return (*query.order_by, *(Order(field, descending) for field in sorted(unequal - named)))
+
+
 class Matcher:
     """A query's filters and sort keys, checked and ready: `matcher(data)` tells what is found.
 
-    `filters` are the query's, each value as it would come back from the store. Raises
-    RequestError for a filter that Firestore does not allow or a value that no document can hold.
+    `filters` are the query's, each value as it would come back from the store; `orders` is its
+    `full_order`. Raises RequestError for a filter that Firestore does not allow or a value that
+    no document can hold.
     """
 
-    __slots__ = ("_orders", "_tests", "filters")
+    __slots__ = ("_orders", "_tests", "filters", "orders")
 
     def __init__(self, query: Query) -> None:
         self.filters = tuple(Filter(item.field, item.op, _checked(item)) for item in query.where)
         self._tests = [(item.field.split("."), _test(item)) for item in self.filters]
-        self._orders = [item.field.split(".") for item in query.order_by]
+        self.orders = full_order(query)
+        self._orders = [item.field.split(".") for item in self.orders]
 
     def __call__(self, data: Mapping[str, Any]) -> bool:
         """Return whether a document with these fields is found. O(filters)."""
@@ -74,8 +89,11 @@ class Matcher:
 def sort_rows(
     rows: list[tuple[tuple[tuple[Any, ...], ...], str, Any]], orders: Sequence[Order]
 ) -> None:
-    """Sort rows of (`Matcher.keys`, document id, anything) as a query sorts them, in place."""
-    rows.sort(key=operator.itemgetter(1))
+    """Sort rows of (`Matcher.keys`, document id, anything) by `Matcher.orders`, in place.
+
+    Ties are sorted by document id, in the direction of the last order.
+    """
+    rows.sort(key=operator.itemgetter(1), reverse=bool(orders) and orders[-1].descending)
     for index in reversed(range(len(orders))):
         # A stable sort leaves the order of ties to the keys after it, and to the id.
         rows.sort(key=lambda row: row[0][index], reverse=orders[index].descending)
@@ -108,6 +126,8 @@ def _test(item: Filter) -> Test:
     compare, rank = _COMPARE[op], key[0]
 
     def compares(held: Any) -> bool:
+        if is_nan(held):
+            return False
         held_key = order_key(held)
         return held_key[0] == rank and compare(held_key, key)
 

@@ -374,7 +374,7 @@ def _find(
     rows: Iterable[tuple[str, int, str]], query: Query, matcher: Matcher, end: float
 ) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Yield id, version and fields of what is found, sorted, at most `limit`."""
-    limit, orders = query.limit, query.order_by
+    limit, orders = query.limit, matcher.orders
     kept: list[tuple[tuple[tuple[Any, ...], ...], str, tuple[int, dict[str, Any]]]] = []
     count = 0
     for index, (doc_id, version, body) in enumerate(rows):

@@ -28,6 +28,8 @@ class Google:
     default_credentials: Any
     """`google.auth.default(scopes=...)`: credentials and project as the environment has them."""
     NoCredentials: type[Exception]
+    UsageError: type[Exception]
+    """What a closed channel of an event loop raises."""
     create_channel: Any
     create_aio_channel: Any
     client_metadata: tuple[tuple[str, str], ...]
@@ -74,6 +76,7 @@ def load() -> Google:
         aio=grpc.aio,
         default_credentials=google.auth.default,
         NoCredentials=google.auth.exceptions.DefaultCredentialsError,
+        UsageError=grpc.aio.UsageError,
         create_channel=FirestoreGrpcTransport.create_channel,
         create_aio_channel=FirestoreGrpcAsyncIOTransport.create_channel,
         client_metadata=(("x-goog-api-client", info.to_user_agent()),),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from beastmode.errors import RequestError, StoreCorrupt
+from beastmode.errors import PreconditionFailed, StoreCorrupt
 from beastmode.stores.base import Filter, Query
 from beastmode.stores.documents import (
     DELETE_FIELD,
@@ -27,13 +27,25 @@ from beastmode.stores.documents import (
     Set,
     Update,
 )
+from beastmode.stores.fields import check_text, field_name, not_kept, refused, utc
 from beastmode.stores.firestore._google import Google
-from beastmode.stores.matching import Matcher, is_nan
+from beastmode.stores.foreign import adopted
+from beastmode.stores.matching import Matcher
+from beastmode.stores.ordering import is_nan
+from beastmode.stores.transforms import (
+    SERVER_TIMESTAMP,
+    ArrayRemove,
+    ArrayUnion,
+    Increment,
+    Maximum,
+    Transform,
+)
+from beastmode.stores.values import GeoPoint, Reference, Timestamp, Vector, split_time
 
 __all__ = ["Converter", "field_path", "version_of"]
 
 MAX_DEPTH: Final = 20
-"""How deep Firestore lets maps and lists nest."""
+"""How deep Firestore lets maps and lists nest in a field, and how many names a field path has."""
 _INT_MAX: Final = 2**63 - 1
 _INT_MIN: Final = -(2**63)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -102,6 +114,9 @@ class Converter:
             return message.integer_value
         if kind == "map_value":
             fields = message.map_value.fields
+            if len(fields) == 2 and _is_vector(fields):
+                values = fields["value"].array_value.values
+                return Vector(tuple(item.double_value for item in values))
             return FrozenDict({key: self.value(item) for key, item in fields.items()})
         if kind == "array_value":
             return FrozenList([self.value(item) for item in message.array_value.values])
@@ -111,12 +126,29 @@ class Converter:
             return message.boolean_value
         if kind == "timestamp_value":
             stamp = message.timestamp_value
-            return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
+            seconds, nanos = stamp.seconds, stamp.nanos
+            if nanos % 1000:
+                return Timestamp.of(seconds, nanos)
+            return _EPOCH + timedelta(0, seconds, nanos // 1000)
         if kind == "null_value":
             return None
         if kind == "bytes_value":
             return message.bytes_value
+        if kind == "reference_value":
+            return self._reference(message.reference_value)
+        if kind == "geo_point_value":
+            point = message.geo_point_value
+            return GeoPoint(point.latitude, point.longitude)
         raise StoreCorrupt(f"the server sent a value of the unknown kind {kind!r}")
+
+    def _reference(self, name: str) -> Reference:
+        if name.startswith(self.documents):
+            return Reference(name[self._cut :])
+        try:
+            _, project, _, database, _, path = name.split("/", 5)
+        except ValueError as error:
+            raise StoreCorrupt(f"the server sent the reference {name!r}") from error
+        return Reference(path, project, database)
 
     # -- to the server ---------------------------------------------------------------------------
 
@@ -127,32 +159,32 @@ class Converter:
     def write(self, operation: Operation) -> Any:
         """Return an operation as a raw `Write` message; RequestError for what cannot be kept."""
         message = self._google.Write()
-        name = self.documents + operation.path
         if isinstance(operation, Delete):
-            message.delete = name
+            message.delete = self.documents + operation.path
         else:
-            message.update.name = name
-            fields = message.update.fields
+            message.update.name = self.documents + operation.path
+            transforms: list[tuple[list[str], Any]] = []
             if isinstance(operation, Set):
-                message.update.SetInParent()
-                self._fields(fields, operation.data, operation.path)
+                data = operation.data
+                if operation.transforms:
+                    data = _split(data, [], transforms, merge=False)
+                self._fields(message.update.fields, data, operation.path)
             elif isinstance(operation, Merge):
+                data = operation.data
+                if operation.transforms:
+                    data = _split(data, [], transforms, merge=True)
                 message.update_mask.SetInParent()
-                paths: list[str] = []
-                self._merge(fields, operation.data, [], paths, operation.path)
-                message.update_mask.field_paths.extend(paths)
+                mask = message.update_mask.field_paths
+                self._merge(message.update.fields, data, [], mask, operation.path)
             else:
-                message.update_mask.SetInParent()
-                self._update(message, operation)
+                self._update(message, operation, transforms)
+            for names, transform in transforms:
+                self._transform(message.update_transforms.add(), names, transform, operation.path)
         self._precondition(message, operation)
         return message
 
     def query(self, query: Query) -> tuple[str, Any]:
-        """Return the parent and the raw `StructuredQuery`; RequestError for a bad filter.
-
-        A filter that finds nothing by our rules, whatever the documents (see `finds_nothing`), is
-        not for the server.
-        """
+        """Return the parent and the raw `StructuredQuery`; RequestError for a bad filter."""
         matcher = Matcher(query)
         message = self._google.StructuredQuery()
         parent, _, collection = query.collection.rpartition("/")
@@ -175,6 +207,10 @@ class Converter:
         if condition is None:
             if isinstance(operation, Update):
                 message.current_document.exists = True
+        elif condition.exists is False and isinstance(operation, Update):
+            raise PreconditionFailed(
+                f"Update of {operation.path!r}: it must not exist, and an Update needs it to exist"
+            )
         elif condition.version is not None:
             stamp = message.current_document.update_time
             stamp.seconds, stamp.nanos = divmod(condition.version, 1_000_000_000)
@@ -184,49 +220,77 @@ class Converter:
 
     def _fields(self, fields: Any, data: Mapping[str, Any], path: str) -> None:
         for key, item in data.items():
-            self.encode(fields[_name(key, "", path)], item, key, path, 1)
+            self.encode(fields[field_name(key, "", path)], item, key, path, 1)
 
     def _merge(
-        self, fields: Any, data: Mapping[str, Any], parents: list[str], paths: list[str], path: str
+        self, fields: Any, data: Mapping[str, Any], parents: list[str], mask: Any, path: str
     ) -> None:
         for key, item in data.items():
             names = [*parents, key]
             field = ".".join(names)
-            _name(key, field, path)
+            field_name(key, field, path)
+            self._depth(len(names), field, path)
             if item is DELETE_FIELD:
-                paths.append(field_path(names))
+                mask.append(field_path(names))
             elif isinstance(item, Mapping) and item:
-                self._depth(len(names), field, path)
                 inner = fields[key].map_value
                 inner.SetInParent()
-                self._merge(inner.fields, item, names, paths, path)
+                self._merge(inner.fields, item, names, mask, path)
             else:
-                paths.append(field_path(names))
+                mask.append(field_path(names))
                 self.encode(fields[key], item, field, path, len(names))
 
-    def _update(self, message: Any, operation: Update) -> None:
+    def _update(self, message: Any, operation: Update, transforms: Any) -> None:
+        message.update_mask.SetInParent()
         for dotted, item in operation.data.items():
             names = dotted.split(".")
-            self._depth(len(names) - 1, dotted, operation.path)
+            if isinstance(item, Transform):
+                transforms.append((names, item))
+                continue
+            value = item
+            if operation.transforms and isinstance(item, Mapping):
+                value = _split(item, names, transforms, merge=False)
+            self._depth(len(names), dotted, operation.path)
             message.update_mask.field_paths.append(field_path(names))
             if item is DELETE_FIELD:
                 continue
             fields = message.update.fields
             for name in names[:-1]:
-                fields = fields[_name(name, dotted, operation.path)].map_value.fields
-            last = _name(names[-1], dotted, operation.path)
-            self.encode(fields[last], item, dotted, operation.path, len(names))
+                fields = fields[field_name(name, dotted, operation.path)].map_value.fields
+            last = field_name(names[-1], dotted, operation.path)
+            self.encode(fields[last], value, dotted, operation.path, len(names))
+
+    def _transform(self, message: Any, names: list[str], transform: Any, path: str) -> None:
+        field = ".".join(names)
+        for name in names:
+            field_name(name, field, path)
+        self._depth(len(names), field, path)
+        message.field_path = field_path(names)
+        if transform is SERVER_TIMESTAMP:
+            message.set_to_server_value = message.REQUEST_TIME
+        elif isinstance(transform, (ArrayUnion, ArrayRemove)):
+            is_union = isinstance(transform, ArrayUnion)
+            items = message.append_missing_elements if is_union else message.remove_all_from_array
+            for index, item in enumerate(transform.values):
+                self._item(items.values.add(), item, f"{field}[{index}]", path, len(names))
+        else:
+            kind = type(transform)
+            number = "increment" if kind is Increment else "minimum"
+            number = "maximum" if kind is Maximum else number
+            self.encode(getattr(message, number), transform.value, field, path, len(names))
 
     def encode(self, message: Any, value: Any, field: str, path: str, depth: int) -> None:
         """Write `value` into a raw `Value` message; `field` and `path` name it in errors."""
         kind = type(value)
         if kind is str:
-            message.string_value = _text(value, field, path)
+            if not value.isascii():
+                check_text(value, field, path)
+            message.string_value = value
         elif kind is bool:
             message.boolean_value = value
         elif kind is int:
             if not _INT_MIN <= value <= _INT_MAX:
-                raise _refused(path, field, f"integers have 64 bits with a sign, got {value!r:.60}")
+                raise refused(path, field, f"integers have 64 bits with a sign, got {value!r:.60}")
             message.integer_value = value
         elif kind is float:
             message.double_value = value
@@ -237,25 +301,42 @@ class Converter:
             message.map_value.SetInParent()
             fields = message.map_value.fields
             for key, item in value.items():
-                name = _name(key, field, path)
+                name = field_name(key, field, path)
                 self.encode(fields[name], item, f"{field}.{name}", path, depth + 1)
         elif isinstance(value, (list, tuple)):
             self._depth(depth, field, path)
             message.array_value.SetInParent()
             values = message.array_value.values
             for index, item in enumerate(value):
-                where = f"{field}[{index}]"
-                if isinstance(item, (list, tuple)):
-                    raise _refused(path, where, "Firestore keeps no list directly inside a list")
-                self.encode(values.add(), item, where, path, depth + 1)
+                self._item(values.add(), item, f"{field}[{index}]", path, depth + 1)
         else:
             self._encode_other(message, value, field, path, depth)
 
+    def _item(self, message: Any, value: Any, field: str, path: str, depth: int) -> None:
+        if isinstance(value, (list, tuple)):
+            raise refused(path, field, "Firestore keeps no list directly inside a list")
+        self.encode(message, value, field, path, depth)
+
     def _encode_other(self, message: Any, value: Any, field: str, path: str, depth: int) -> None:
+        value = adopted(value)
         if isinstance(value, datetime):
-            _time(message.timestamp_value, value, field, path)
+            stamp = message.timestamp_value
+            stamp.seconds, stamp.nanos = split_time(utc(value, field, path))
+            stamp.SetInParent()
         elif isinstance(value, (bytes, bytearray, memoryview)):
             message.bytes_value = bytes(value)
+        elif isinstance(value, GeoPoint):
+            point = message.geo_point_value
+            point.latitude, point.longitude = value.latitude, value.longitude
+            point.SetInParent()
+        elif isinstance(value, Reference):
+            message.reference_value = self._full_name(value, field, path)
+        elif isinstance(value, Vector):
+            fields = message.map_value.fields
+            fields["__type__"].string_value = "__vector__"
+            items = fields["value"].array_value.values
+            for item in value.values:
+                items.add().double_value = item
         # Enumerations and other subclasses are kept as the plain value they stand for.
         elif isinstance(value, str):
             self.encode(message, str.__str__(value), field, path, depth)
@@ -264,62 +345,64 @@ class Converter:
         elif isinstance(value, float):
             self.encode(message, float.__float__(value), field, path, depth)
         else:
-            raise _refused(
-                path,
-                field,
-                f"a {type(value).__name__} cannot be kept; allowed are None, bool, int, float, "
-                "str, bytes, aware datetime, list and dict",
-            )
+            raise not_kept(value, field, path)
+
+    def _full_name(self, reference: Reference, field: str, path: str) -> str:
+        _, project, _, database, _ = self.documents.split("/", 4)
+        name = (
+            f"projects/{reference.project or project}/databases/{reference.database or database}"
+            f"/documents/{reference.path}"
+        )
+        check_text(name, field, path)
+        return name
 
     def _depth(self, depth: int, field: str, path: str) -> None:
         if depth > MAX_DEPTH:
-            raise _refused(path, field, f"maps and lists nest at most {MAX_DEPTH} deep")
+            raise refused(path, field, f"maps and lists nest at most {MAX_DEPTH} deep")
 
     def _filter(self, message: Any, item: Filter, query: Any) -> None:
         name = field_path(item.field.split("."))
         value = item.value
-        if item.op in ("==", "!=") and (value is None or is_nan(value)):
-            special = "NULL" if value is None else "NAN"
-            message.unary_filter.op = getattr(
-                query.UnaryFilter, f"IS_{'NOT_' if item.op == '!=' else ''}{special}"
-            )
+        is_special = item.op in ("==", "!=") and (value is None or is_nan(value))
+        if is_special or (item.op == "not-in" and not value):
+            negation = "" if item.op == "==" else "NOT_"
+            special = "NAN" if is_nan(value) else "NULL"
+            message.unary_filter.op = getattr(query.UnaryFilter, f"IS_{negation}{special}")
             message.unary_filter.field.field_path = name
             return
         found = message.field_filter
         found.field.field_path = name
         found.op = getattr(query.FieldFilter, _COMPARISONS[item.op])
-        self.encode(found.value, value, f"{item.field} {item.op}", "", 1)
+        what = f"{item.field} {item.op}"
+        if item.op not in ("in", "not-in"):
+            self.encode(found.value, value, what, "", 1)
+            return
+        found.value.array_value.SetInParent()
+        # The server takes no empty list; None among the values of "in" finds nothing.
+        for index, one in enumerate(value or [None]):
+            self.encode(found.value.array_value.values.add(), one, f"{what}[{index}]", "", 1)
 
 
-def _refused(path: str, field: str, why: str) -> RequestError:
-    where = f" of document {path!r}" if path else ""
-    return RequestError(f"field {field!r}{where}: {why}")
+def _is_vector(fields: Any) -> bool:
+    return "__type__" in fields and fields["__type__"].string_value == "__vector__"
 
 
-def _name(key: Any, field: str, path: str) -> str:
-    if not isinstance(key, str) or not key:
-        raise _refused(path, field, f"field names are non-empty str, got {key!r}")
-    return _text(str.__str__(key), f"{field}.{key}" if field else key, path)
+def _split(
+    data: Mapping[str, Any], names: list[str], found: list[tuple[list[str], Any]], *, merge: bool
+) -> dict[str, Any]:
+    """Return `data` without its transforms, which go to `found` with their field paths.
 
-
-def _text(value: str, field: str, path: str) -> str:
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise _refused(path, field, f"text must be encodable as UTF-8: {error}") from error
-    return value
-
-
-def _time(message: Any, value: datetime, field: str, path: str) -> None:
-    if value.utcoffset() is None:
-        raise _refused(
-            path, field, f"a datetime needs a time zone (tzinfo), got the naive {value!r}"
-        )
-    try:
-        since = value.astimezone(UTC) - _EPOCH
-    except OverflowError as error:
-        raise _refused(path, field, f"{value!r} is out of range in UTC") from error
-    message.seconds = since.days * 86_400 + since.seconds
-    message.nanos = since.microseconds * 1000
-    message.SetInParent()
+    With `merge` a map of nothing but transforms goes as well, because an empty one would replace
+    what is there.
+    """
+    plain: dict[str, Any] = {}
+    for key, item in data.items():
+        if isinstance(item, Transform):
+            found.append(([*names, key], item))
+        elif isinstance(item, Mapping) and item:
+            inner = _split(item, [*names, key], found, merge=merge)
+            if inner or not merge:
+                plain[key] = inner
+        else:
+            plain[key] = item
+    return plain

@@ -1,0 +1,159 @@
+"""`FirestoreStore`: Google's Firestore as a `Store`, called from threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeVar
+
+from beastmode.errors import BeastError, ClosedError, RequestError, StoreError
+from beastmode.stores.base import Query, QueryResult, StoreHealth, deadline_in, remaining
+from beastmode.stores.documents import Document, Operation
+from beastmode.stores.firestore.base import PROBE_PATH, PROBE_S, FirestoreBase, is_repeatable
+from beastmode.stores.firestore.calls import Attempts
+from beastmode.stores.firestore.channel import Connection
+from beastmode.stores.firestore.errors import commit_failure, failure
+
+__all__ = ["FirestoreStore"]
+
+T = TypeVar("T")
+
+
+class FirestoreStore(FirestoreBase):
+    """A `Store` over one database of Firestore; see `FirestoreBase` for the arguments.
+
+    All threads share one connection.
+    """
+
+    def _open(self) -> None:
+        self._connection = Connection(self._google, self.place)
+        self._closing = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def get(self, path: str, *, deadline: float | None = None) -> Document:
+        """Return the document, a tombstone when it does not exist; 1 read."""
+        request = self._get_request([self._check_path(path)])
+        return self._one(path, self._read("get", request, self._begin("get", deadline)))
+
+    def get_many(self, paths: Sequence[str], *, deadline: float | None = None) -> list[Document]:
+        """Return the documents in the order of `paths`, all as of one moment.
+
+        A path that is named twice is read once.
+        """
+        checked = self._checked_paths(paths)
+        end = self._begin("get_many", deadline)
+        found: dict[str, Document] = {}
+        moment: Any = None
+        for chunk in self._chunks(checked):
+            answers = self._read("get_many", self._get_request(chunk, moment), end)
+            found.update(self._documents(answers))
+            moment = answers[0].read_time if moment is None and answers else moment
+        return self._in_order(checked, found)
+
+    def query(self, query: Query, *, deadline: float | None = None) -> QueryResult:
+        """Return the documents that `query` describes; 1 read each, at least 1.
+
+        Raises RequestError for a query that Firestore does not allow, or for which it needs an
+        index that is not there; the text has the link that makes it.
+        """
+        request = self._query_request(query)
+        end = self._begin("query", deadline)
+        connection = self._connection
+        metadata = self.place.metadata(self._google, "parent", request.parent)
+        answers: list[Any] = self._call(
+            "query",
+            lambda left: list(connection.run_query(request, timeout=left, metadata=metadata)),
+            end,
+        )
+        return self._query_result(answers)
+
+    def commit(
+        self, operations: Sequence[Operation], *, deadline: float | None = None
+    ) -> list[int]:
+        """Apply all operations in order, or none, and return each one's resulting version.
+
+        A deletion results in the time of the commit. After StoreTimeout, and after an error whose
+        `maybe_applied` is True, they may have been applied. Where the connection is lost, plain
+        operations are sent again; those with preconditions or transforms never are, unless it is
+        certain that the server did not get them.
+        """
+        held = list(operations)
+        request = self._commit_request(held)
+        end = self._begin("commit", deadline)
+        if not held:
+            return []
+        self._check_size(request)
+        connection = self._connection
+        answer = self._call(
+            "commit",
+            lambda left: connection.commit(request, timeout=left, metadata=connection.metadata),
+            end,
+            held,
+        )
+        return self._versions(answer, held)
+
+    def health(self) -> StoreHealth:
+        """Probe the store by reading one document that need not exist; never raises. 1 read."""
+        began = time.monotonic()
+        try:
+            self.get(PROBE_PATH, deadline=deadline_in(min(PROBE_S, self._deadline_s)))
+        except (StoreError, ClosedError, RequestError) as error:
+            return StoreHealth(ok=False, latency_s=time.monotonic() - began, detail=str(error))
+        return StoreHealth(ok=True, latency_s=time.monotonic() - began)
+
+    def close(self) -> None:
+        """Close the connection; calls that run raise ClosedError. Idempotent."""
+        self._closed = True
+        self._closing.set()
+        self._connection.close()
+
+    # -- calls -----------------------------------------------------------------------------------
+
+    def _read(self, what: str, request: Any, end: float) -> list[Any]:
+        connection = self._connection
+        return self._call(
+            what,
+            lambda left: list(
+                connection.batch_get(request, timeout=left, metadata=connection.metadata)
+            ),
+            end,
+        )
+
+    def _call(
+        self,
+        what: str,
+        attempt: Callable[[float], T],
+        end: float,
+        operations: Sequence[Operation] | None = None,
+    ) -> T:
+        """Return what `attempt(seconds left)` returns, tried again as the policy allows."""
+        attempts = Attempts(self._policy, end)
+        while True:
+            left = remaining(end, what)
+            try:
+                return attempt(left)
+            except self._google.grpc.RpcError as error:
+                failed: BeastError = (
+                    failure(error, what)
+                    if operations is None
+                    else commit_failure(error, operations)
+                )
+                cause: Exception = error
+            except ValueError as error:  # the channel was closed meanwhile
+                failed, cause = self._is_closed(what), error
+                if not self._closed:
+                    raise
+            if self._closed:
+                failed = self._is_closed(what)
+            repeatable = operations is None or is_repeatable(operations)
+            wait = attempts.pause(failed, repeatable=repeatable)
+            if wait is None:
+                raise failed from cause
+            if self._closing.wait(wait):
+                raise self._is_closed(what)
