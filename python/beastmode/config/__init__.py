@@ -135,6 +135,14 @@ class BeastModeConfig:
         None, "path", "File of the write journal; without it, store_path and -journal.db.",
         optional=True,
     )  # fmt: skip
+    audit_one_in: int = _setting(
+        0, "int", "One of so many answers from the cache is compared with the store; 0 for none.",
+        low=0, high=10**9, unit="answers",
+    )  # fmt: skip
+    audit_max_per_minute: int = _setting(
+        60, "int", "Most documents read for these comparisons in a minute; each is billed.",
+        low=1, high=100_000, unit="reads", live=True,
+    )  # fmt: skip
     price_currency: str = _setting(
         "USD", "currency", "Currency of the three prices.", live=True,
     )  # fmt: skip

@@ -96,7 +96,9 @@ class BeastModeOptimizer:
         self._forked = False
         self._since = time.monotonic()
         # What the hot path needs, without a chain of attributes.
-        self._lookup = self._parts.cache.lookup
+        self._lookup: Callable[[str, str | None], Document | None] = self._parts.cache.lookup
+        if self._parts.auditor is not None:
+            self._lookup = self._parts.auditor.watch(self._lookup)
         self._unflushed = self._parts.unflushed
         self._touch = self._parts.connections.touch
         self._record_hit = self._tally.record_hit

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from beastmode.auditor import AuditReport, ConsistencyAuditor
 from beastmode.batcher import BatcherReport, BeastModeBatcher
 from beastmode.breaker import Breaker, StoreSignal
 from beastmode.cache import BeastModeCache, CacheReport, Rule
@@ -30,6 +31,7 @@ from beastmode.sync import BeastModeRealTimeSync, SyncReport
 
 __all__ = ["Parts", "PartsReport", "check_store", "committed_document"]
 
+_AUDIT_S = 0.25
 _CLEANUP_S = 1.0
 _CLEANUP_ENTRIES = 10_000
 _CLEANUP_ZOMBIES = 5_000
@@ -50,6 +52,8 @@ class PartsReport:
     """What the store's last probe found; None before the first."""
     signal: StoreSignal
     """How the store fares, as the circuit breaker sees it."""
+    audit: AuditReport | None
+    """How often the cache was behind the store; None where `audit_one_in` is 0."""
 
 
 def committed_document(operation: Operation, version: int) -> Document | None:
@@ -143,6 +147,15 @@ class Parts:
                 on_error=on_error,
             )
             self.sync = BeastModeRealTimeSync(self.store, self.cache, on_error=on_error)
+            self.auditor: ConsistencyAuditor | None = None
+            if config.audit_one_in:
+                self.auditor = ConsistencyAuditor(
+                    GuardedStore(MeteredStore(store, self.meter, account="auditor"), self.breaker),
+                    self.cache.lookup,
+                    one_in=config.audit_one_in,
+                    max_per_minute=config.audit_max_per_minute,
+                    is_pending=self.unflushed.__contains__,
+                )
             self.housekeeper = Housekeeper(on_error=on_error)
             for name, (interval_s, job) in self._jobs(config).items():
                 self.housekeeper.add(name, interval_s, job)
@@ -151,12 +164,15 @@ class Parts:
             undo.pop_all()
 
     def _jobs(self, config: BeastModeConfig) -> dict[str, tuple[float, Callable[[], Any]]]:
-        return {
+        jobs: dict[str, tuple[float, Callable[[], Any]]] = {
             "sync": (config.sync_interval_ms / 1000, self.sync.tick),
             "health": (config.healing_interval_s, self.probe),
             "zombies": (config.zombie_cleanup_interval_s, self._cleanup_zombies),
             "expiry": (_CLEANUP_S, lambda: self.cache.cleanup(_CLEANUP_ENTRIES)),
         }
+        if self.auditor is not None:
+            jobs["audit"] = (_AUDIT_S, self.auditor.tick)
+        return jobs
 
     def _cleanup_zombies(self) -> None:
         # In slices, because nothing else can run meanwhile, should all connections die at once.
@@ -200,6 +216,8 @@ class Parts:
         self.batcher.configure(
             max_ops=config.batch_max_ops, max_delay_s=config.batch_max_delay_ms / 1000
         )
+        if self.auditor is not None:
+            self.auditor.configure(max_per_minute=config.audit_max_per_minute)
         for name, (interval_s, _) in self._jobs(config).items():
             self.housekeeper.set_interval(name, interval_s)
 
@@ -213,6 +231,7 @@ class Parts:
             jobs=self.housekeeper.get_stats(),
             store=self.health,
             signal=self.breaker.signal(),
+            audit=None if self.auditor is None else self.auditor.get_stats(),
         )
 
     def close(self, deadline: float | None) -> None:

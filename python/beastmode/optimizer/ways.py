@@ -36,6 +36,7 @@ class Ways:
         self._cache = parts.cache
         self._store = parts.store
         self._async_store = parts.async_store
+        self._auditor = parts.auditor
         self._unflushed = parts.unflushed
         # Event loops hold tasks weakly, so someone has to hold them.
         self._commits: set[asyncio.Task[list[int] | None]] = set()
@@ -77,6 +78,7 @@ class Ways:
             documents = self._store.get_many(request.paths, deadline=deadline)
             return self._overlaid(documents), None
         answers = self._cache.get_many(request.paths, user=user, deadline=deadline)
+        self._sample(answers, user)
         return self._overlaid([answer.document for answer in answers]), answers
 
     async def aget_many(
@@ -87,6 +89,7 @@ class Ways:
             documents = await self._async_store.get_many(request.paths, deadline=deadline)
             return self._overlaid(documents), None
         answers = await self._cache.aget_many(request.paths, user=user, deadline=deadline)
+        self._sample(answers, user)
         return self._overlaid([answer.document for answer in answers]), answers
 
     def query(self, request: Request, deadline: float | None) -> list[Document]:
@@ -194,6 +197,13 @@ class Ways:
         if not pending or not isinstance(pending[0], (Set, Delete)):
             return None
         return self._batcher.overlay(Document(path, None, 0))
+
+    def _sample(self, answers: Sequence[Answer], user: str | None) -> None:
+        """Have the auditor hear of what came from the cache; single reads tell it themselves."""
+        if self._auditor is not None:
+            for answer in answers:
+                if answer.source == "hit":
+                    self._auditor.served(answer.document.path, user)
 
     def _overlaid(self, documents: list[Document]) -> list[Document]:
         return [self._batcher.overlay(document) for document in documents]
