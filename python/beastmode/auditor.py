@@ -35,7 +35,7 @@ from beastmode.errors import BeastError, ConfigError
 from beastmode.stores.base import check_count, check_seconds, deadline_in
 from beastmode.stores.documents import Document
 
-__all__ = ["AuditReport", "ConsistencyAuditor", "DelayReport", "upper_bound"]
+__all__ = ["AuditReport", "ConsistencyAuditor", "DelayReport", "Readable", "upper_bound"]
 
 _MAX_WAITING: Final = 64
 _LATE_S: Final = 0.5
