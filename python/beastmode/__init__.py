@@ -16,6 +16,8 @@ The embedded `SQLiteStore` and everything here run on the standard library alone
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from beastcore import __version__
 from beastmode.batcher import BeastModeBatcher
 from beastmode.cache import BeastModeCache, Rule
@@ -50,11 +52,15 @@ from beastmode.stores.transforms import (
 from beastmode.stores.values import GeoPoint, Reference, Timestamp, Vector
 from beastmode.sync import BeastModeRealTimeSync
 
+if TYPE_CHECKING:
+    from beastmode.stores.firestore import AsyncFirestoreStore, FirestoreStore
+
 __all__ = [
     "DELETE_FIELD",
     "SERVER_TIMESTAMP",
     "ArrayRemove",
     "ArrayUnion",
+    "AsyncFirestoreStore",
     "AsyncStore",
     "BeastError",
     "BeastModeBatcher",
@@ -67,6 +73,7 @@ __all__ = [
     "Delete",
     "Document",
     "Filter",
+    "FirestoreStore",
     "GeoPoint",
     "Increment",
     "Maximum",
@@ -92,3 +99,12 @@ __all__ = [
     "Vector",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the stores of Firestore when they are asked for."""
+    if name not in ("AsyncFirestoreStore", "FirestoreStore"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from beastmode.stores import firestore  # noqa: PLC0415
+
+    return getattr(firestore, name)

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self, TypeVar
 
 from beastmode.errors import BeastError, ClosedError, RequestError, StoreError
-from beastmode.stores.base import Query, QueryResult, StoreHealth, deadline_in, remaining
+from beastmode.stores.base import (
+    Change,
+    Feed,
+    FeedListener,
+    Query,
+    QueryResult,
+    StoreHealth,
+    Subscription,
+    Target,
+    deadline_in,
+    remaining,
+)
 from beastmode.stores.documents import Document, Operation
 from beastmode.stores.firestore.base import PROBE_PATH, PROBE_S, FirestoreBase, is_repeatable
 from beastmode.stores.firestore.calls import Attempts
-from beastmode.stores.firestore.channel import AsyncConnection
+from beastmode.stores.firestore.channel import AsyncConnection, Connection
 from beastmode.stores.firestore.errors import commit_failure, failure
+from beastmode.stores.firestore.feeds import Feeds
 
 __all__ = ["AsyncFirestoreStore"]
 
@@ -31,6 +44,8 @@ class AsyncFirestoreStore(FirestoreBase):
     def _open(self) -> None:
         self._lock = threading.Lock()
         self._connections: dict[asyncio.AbstractEventLoop, AsyncConnection] = {}
+        self._listening: Connection | None = None
+        self._feeds = Feeds(self._connect_threads, self._convert)
 
     async def __aenter__(self) -> Self:
         return self
@@ -89,6 +104,16 @@ class AsyncFirestoreStore(FirestoreBase):
 
         return self._versions(await self._call("commit", attempt, end, held), held)
 
+    async def watch(self, target: Target, on_change: Callable[[Change], object]) -> Subscription:
+        """See `FirestoreStore.watch`. `on_change` is called from a thread, not in the loop."""
+        end = self._begin("watch", None)
+        return await asyncio.to_thread(self._feeds.watch, target, on_change, end)
+
+    def open_feed(self, listener: FeedListener) -> Feed:
+        """See `FirestoreStore.open_feed`. It works in threads of its own, for all loops."""
+        self._begin("open_feed", None)
+        return self._feeds.open(listener)
+
     async def health(self) -> StoreHealth:
         """See `FirestoreStore.health`."""
         began = time.monotonic()
@@ -99,10 +124,20 @@ class AsyncFirestoreStore(FirestoreBase):
         return StoreHealth(ok=True, latency_s=time.monotonic() - began)
 
     async def close(self) -> None:
-        """Close the connections of all loops; calls that run raise ClosedError. Idempotent."""
+        """End all watches and feeds and close the connections of all loops. Idempotent.
+
+        Calls that run raise ClosedError. In a child of a fork nothing is done.
+        """
         with self._lock:
             self._closed = True
             connections, self._connections = self._connections, {}
+        if os.getpid() != self._pid:
+            return
+        await asyncio.to_thread(self._feeds.close)
+        with self._lock:
+            listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.close()
         here = asyncio.get_running_loop()
         for loop, connection in connections.items():
             if loop is here:
@@ -125,6 +160,15 @@ class AsyncFirestoreStore(FirestoreBase):
                 del self._connections[other]
             connection = self._connections[loop] = AsyncConnection(self._google, self.place)
             return connection
+
+    def _connect_threads(self) -> Connection:
+        """Return the connection of the threads that listen."""
+        with self._lock:
+            if self._closed:
+                raise self._is_closed("open_feed")
+            if self._listening is None:
+                self._listening = Connection(self._google, self.place)
+            return self._listening
 
     async def _read(self, what: str, request: Any, end: float) -> list[Any]:
         connection = self._connect(what)

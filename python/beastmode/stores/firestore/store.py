@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
 from beastmode.errors import BeastError, ClosedError, RequestError, StoreError
-from beastmode.stores.base import Query, QueryResult, StoreHealth, deadline_in, remaining
+from beastmode.stores.base import (
+    Change,
+    Feed,
+    FeedListener,
+    Query,
+    QueryResult,
+    StoreHealth,
+    Subscription,
+    Target,
+    deadline_in,
+    remaining,
+)
 from beastmode.stores.documents import Document, Operation
 from beastmode.stores.firestore.base import PROBE_PATH, PROBE_S, FirestoreBase, is_repeatable
 from beastmode.stores.firestore.calls import Attempts
 from beastmode.stores.firestore.channel import Connection
 from beastmode.stores.firestore.errors import commit_failure, failure
+from beastmode.stores.firestore.feeds import Feeds
 
 __all__ = ["FirestoreStore"]
 
@@ -29,6 +42,7 @@ class FirestoreStore(FirestoreBase):
     def _open(self) -> None:
         self._connection = Connection(self._google, self.place)
         self._closing = threading.Event()
+        self._feeds = Feeds(lambda: self._connection, self._convert)
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +112,19 @@ class FirestoreStore(FirestoreBase):
         )
         return self._versions(answer, held)
 
+    def watch(self, target: Target, on_change: Callable[[Change], object]) -> Subscription:
+        """Call `on_change` for each change of a document, a collection or a query from now on.
+
+        Returns when the server follows the target. Firestore cannot follow everything:
+        RequestError for a `Target()`. See `open_feed` for many targets.
+        """
+        return self._feeds.watch(target, on_change, self._begin("watch", None))
+
+    def open_feed(self, listener: FeedListener) -> Feed:
+        """Return a feed of many targets, added and removed while it runs; none at first."""
+        self._begin("open_feed", None)
+        return self._feeds.open(listener)
+
     def health(self) -> StoreHealth:
         """Probe the store by reading one document that need not exist; never raises. 1 read."""
         began = time.monotonic()
@@ -108,9 +135,16 @@ class FirestoreStore(FirestoreBase):
         return StoreHealth(ok=True, latency_s=time.monotonic() - began)
 
     def close(self) -> None:
-        """Close the connection; calls that run raise ClosedError. Idempotent."""
+        """End all watches and feeds and close the connection. Idempotent.
+
+        Calls that run raise ClosedError. In a child of a fork nothing is done: the connection is
+        its parent's.
+        """
         self._closed = True
+        if os.getpid() != self._pid:
+            return
         self._closing.set()
+        self._feeds.close()
         self._connection.close()
 
     # -- calls -----------------------------------------------------------------------------------
