@@ -99,6 +99,8 @@ cdef class Cache:
                                uint32_t weight) noexcept
     cdef inline void fetch_ahead(self) noexcept
     cdef inline void foresee(self, uint32_t queue) noexcept
+    cdef inline void foresee_entry(self, uint32_t s) noexcept
+    cdef inline void foresee_slot(self, uint32_t s) noexcept
     cdef Py_ssize_t leaving(self, uint32_t s, uint32_t weight) noexcept
     cdef bint must_adapt(self, uint32_t weight) noexcept
     cdef uint64_t entries_expected(self) noexcept

@@ -14,8 +14,8 @@ Data structure
     Caches of up to SMALL entries grow their arrays by doubling; larger ones take all memory at
     once (the system supplies untouched pages lazily), so that no single `set` pays for a rehash.
     `wheel`   which entries' time has passed; made by the first time to live (_wheel.pxd). A write
-              first takes up to WHEEL_STEPS steps on it: so a full cache drops what has expired
-              before it evicts.
+              first takes up to WHEEL_STEPS steps on it and removes up to WHEEL_TAKES entries: so a
+              full cache drops what has expired before it evicts.
     Layout after CacheLib (index, order and expiry are separate structures) and CPython's dict.
 
 Invariants (`_check()` verifies them by number)
@@ -217,6 +217,7 @@ cdef enum:
     RESTARTS = 64
     BATCH_RESTARTS = 4
     WHEEL_STEPS = 64        # timers looked at, at most, before a write
+    WHEEL_TAKES = 16        # entries that it then removes, at most: to free them costs more
     SWEEP = 1024            # entries that `expire` removes before it tells the listener
 
 cdef double TICKS = 64.0
@@ -742,7 +743,7 @@ cdef class Cache:
         not over yet are looked at if `whole`.
         """
         cdef Wheel* w = &self.wheel
-        cdef uint32_t list_, s, number, again = 0
+        cdef uint32_t list_, s, after, number, again = 0
         cdef Py_ssize_t n = 0
         w.behind = True  # unless the end is met
         while n < most and steps[0] > 0:
@@ -754,6 +755,15 @@ cdef class Cache:
                     break
             else:
                 s = w.links[list_].next
+            after = w.links[s].next
+            if after < w.base:  # fetched itself a turn ago
+                self.foresee_entry(after)
+                prefetch(&self.links[self.links[after].prev])
+                prefetch(&self.links[self.links[after].next])
+                after = w.links[after].next
+                prefetch(&w.links[after])
+                if after < w.base:
+                    self.foresee_slot(after)
             steps[0] -= 1
             wheel_unfile(w, self.slots, s)
             if self.slots[s].key == NULL or not self.slots[s].flags & HAS_TTL:
@@ -918,9 +928,9 @@ cdef class Cache:
             alone.n = 0
             alone.room = ON_STACK
             alone.fixed = True
-        batch_room(out, 3 + self.leaving(s, weight) + (WHEEL_STEPS if waits else 0))
+        batch_room(out, 3 + self.leaving(s, weight) + (WHEEL_TAKES if waits else 0))
         if waits:
-            out.n += self.fire(tick, &steps, WHEEL_STEPS, False, out.gone + out.n)
+            out.n += self.fire(tick, &steps, WHEEL_TAKES, False, out.gone + out.n)
             if s != 0 and self.slots[s].key == NULL:
                 s = 0
         if replaces:  # the wheel does not take what has not expired
@@ -970,16 +980,21 @@ cdef class Cache:
     cdef inline void foresee(self, uint32_t queue) noexcept:
         """Fetch ahead what the next eviction reads of a queue's oldest, and the one after it."""
         cdef uint32_t s = self.links[queue].prev
-        cdef Slot* slot
         if s < FIRST_SLOT:
             return
-        slot = &self.slots[s]  # was the one after, an insertion ago
+        self.foresee_entry(s)  # was the one after, an insertion ago
+        self.foresee_slot(self.links[s].prev)
+
+    cdef inline void foresee_entry(self, uint32_t s) noexcept:
+        """Fetch ahead what a removal reads by way of a slot that has been fetched."""
+        cdef Slot* slot = &self.slots[s]
         prefetch(index_line(&self.index, index_home(&self.index, slot.hash)))
         if self.adaptive != NULL:
             prefetch(sketch_block(&self.adaptive.sketch, spread(slot.hash)))
         prefetch(slot.key)
         prefetch(slot.value)
-        s = self.links[s].prev
+
+    cdef inline void foresee_slot(self, uint32_t s) noexcept:
         prefetch(&self.slots[s])
         prefetch(&self.links[s])
 

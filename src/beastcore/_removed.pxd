@@ -10,7 +10,7 @@ from cpython.object cimport PyObject
 from libc.string cimport memcpy
 
 cdef enum:
-    ON_STACK = 16           # removed pairs kept without an allocation
+    ON_STACK = 24           # removed pairs kept without an allocation
     EXPLICIT = 0            # why one left, as in `RemovalCause`
     REPLACED = 1
     EXPIRED = 2

@@ -361,9 +361,9 @@ class TestExpire:
         clock.advance(5)
         started = time.perf_counter()
         cache["new"] = 1
-        assert time.perf_counter() - started < 0.05  # one set pays for 64 entries at most
-        assert len(cache) == n + 1 - 64
-        assert cache.expire() == n - 64
+        assert time.perf_counter() - started < 0.05  # one set pays for 16 entries at most
+        assert len(cache) == n + 1 - 16
+        assert cache.expire() == n - 16
         assert cache.keys() == ["new"]
 
 

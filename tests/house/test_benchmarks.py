@@ -190,6 +190,10 @@ def test_the_slowest_call_is_found(benchmark_module: Load) -> None:
     calls = worst.clocked(work, range(20))
     assert len(calls) == 20
     assert calls.index(max(calls)) == 7
+    assert worst.shortest(calls, calls) == calls
+    least = worst.shortest(calls, worst.clocked(lambda item: None, range(20)))
+    assert max(least) < max(calls), "what one repeat alone had is gone"
+    assert worst.noise(calls) >= 0
 
 
 @pytest.mark.compiled_only
@@ -197,11 +201,13 @@ def test_the_slowest_call_is_found(benchmark_module: Load) -> None:
 def test_every_scenario_of_single_calls(benchmark_module: Load, contender: str) -> None:
     worst = benchmark_module("worst")
     call = benchmark_module("worker").call
-    found = call(worst.measure, contender=contender, size=5000, repeats=1)
+    found = call(worst.measure, contender=contender, size=5000, repeats=2)
     assert list(found) == worst.CONTENDERS[contender]
     for figures in found.values():
-        assert len(figures) == 1
+        assert len(figures) == 2
         assert 0 < figures[0]["median"] <= figures[0]["high"] <= figures[0]["worst"]
+        assert figures[0]["repeatable"] == figures[0]["worst"]
+        assert figures[1]["repeatable"] <= min(figure["worst"] for figure in figures)
 
 
 @pytest.mark.compiled_only

@@ -60,7 +60,7 @@ from beastcore._pure.policy import (
     mix,
     sampled,
 )
-from beastcore._pure.wheel import SWEEP, TICK_BITS, UNFILED, WHEEL_STEPS, Timer, Wheel
+from beastcore._pure.wheel import SWEEP, TICK_BITS, UNFILED, WHEEL_STEPS, WHEEL_TAKES, Timer, Wheel
 from beastcore._types import CacheStats, PolicyState, RemovalCause
 from beastcore._unraisable import report_unraisable
 from beastcore._validate import (
@@ -884,7 +884,7 @@ class Cache(Generic[K, V]):
                 if self._is_adaptive and self._adaptive is None and self._must_adapt(weight):
                     self._adapt(self._entries_expected())
                 if not swept and self._waits(ticks):
-                    self._fire(ticks, WHEEL_STEPS, WHEEL_STEPS, removed, whole=False)
+                    self._fire(ticks, WHEEL_STEPS, WHEEL_TAKES, removed, whole=False)
                     swept = True
                 elif entry is not None and entry.expired(ticks):
                     self._remove(entry, RemovalCause.EXPIRED, removed)

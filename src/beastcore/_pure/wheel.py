@@ -23,10 +23,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["SWEEP", "TICK_BITS", "UNFILED", "WHEEL_STEPS", "Timer", "Wheel"]
+__all__ = ["SWEEP", "TICK_BITS", "UNFILED", "WHEEL_STEPS", "WHEEL_TAKES", "Timer", "Wheel"]
 
 WHEEL_STEPS = 64
 """Timers looked at, at most, before a write."""
+WHEEL_TAKES = 16
+"""Entries removed, at most, before a write."""
 SWEEP = 1024
 """Entries that `expire` removes before it tells the listener."""
 TICK_BITS = 6
