@@ -27,10 +27,10 @@ from beastmode.errors import ConfigError
 __all__ = ["Account", "Meter", "MeterReport", "Prices", "Units", "Usage", "reduction"]
 
 
-Account = Literal["requests", "markers", "auditor"]
+Account = Literal["requests", "markers", "auditor", "probes"]
 """What a call of the store was made for."""
 
-_ACCOUNTS: Final[tuple[Account, ...]] = ("requests", "markers", "auditor")
+_ACCOUNTS: Final[tuple[Account, ...]] = ("requests", "markers", "auditor", "probes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,8 @@ class MeterReport:
     """Documents by which a batch is known again: written, read and deleted."""
     auditor: Units = Units()
     """Reads by which the cache was compared with the store."""
+    probes: Units = Units()
+    """Reads by which the store was asked how it is."""
 
     def __sub__(self, other: MeterReport) -> MeterReport:
         return MeterReport(
@@ -194,6 +196,7 @@ class Meter:
             heard,
             accounts["markers"].units,
             accounts["auditor"].units,
+            accounts["probes"].units,
         )
 
 

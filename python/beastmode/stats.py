@@ -342,6 +342,7 @@ def _cost_reduction(m: Measurements) -> Kpi:
         ("listener_units", m.cost.listener.total),
         ("marker_units", m.cost.markers.total),
         ("auditor_units", m.cost.auditor.total),
+        ("probe_units", m.cost.probes.total),
     )
     if m.prices is not None:
         spent, without = m.prices.cost(actual.units), m.prices.cost(baseline.units)

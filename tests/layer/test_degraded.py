@@ -12,7 +12,9 @@ import pytest
 
 from beastmode import BeastModeOptimizer, Query, Request, Set, SQLiteStore
 from beastmode.errors import BreakerOpen, StoreUnavailable
+from beastmode.optimizer import parts
 from beastmode.requests import Response
+from beastmode.stores.base import Store, StoreHealth
 from beastmode.stores.documents import Document
 from layer.faulty_store import FaultyStore
 
@@ -174,3 +176,38 @@ def test_a_frozen_store_costs_no_request_more_than_its_deadline(
                 )
             slow += time.monotonic() - began > 0.15
         assert slow == 5
+
+
+class Billed(FaultyStore):
+    """A store whose health probes are billed, as Firestore's are."""
+
+    health_reads = 1
+
+    def __init__(self, inner: Store) -> None:
+        super().__init__(inner)
+        self.probes = 0
+
+    def health(self) -> StoreHealth:
+        self.probes += 1
+        return super().health()
+
+
+def test_billed_probes_are_made_only_where_requests_do_not_tell(
+    store: FaultyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    billed = Billed(store.inner)
+    with make(billed, tmp_path, healing_interval_s=0.1) as optimizer:
+        assert billed.probes == 1
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            optimizer.handle_request_sync(None, Request.get("users/1"))
+            time.sleep(0.02)
+        assert billed.probes == 1
+        monkeypatch.setattr(parts, "_BILLED_PROBE_S", 0.05)
+        eventually(lambda: billed.probes >= 3)
+        assert optimizer._tally.usage().probes.reads == billed.probes
+        monkeypatch.setattr(parts, "_BILLED_PROBE_S", 3600.0)
+        take_down(optimizer, billed)
+        eventually(lambda: (health := optimizer.get_stats().store) is not None and not health.ok)
+        billed.down = None
+        eventually(lambda: (health := optimizer.get_stats().store) is not None and health.ok)

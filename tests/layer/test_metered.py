@@ -250,3 +250,23 @@ def test_what_feeds_are_sent_is_billed(meter: Meter) -> None:
 def test_a_store_without_feeds_offers_none(store: MeteredStore) -> None:
     assert not hasattr(store, "open_feed")
     assert not hasattr(store, "_open_feed")
+
+
+async def test_a_health_probe_is_billed_where_the_store_says_so(
+    store: MeteredStore, meter: Meter
+) -> None:
+    class Billed(SQLiteStore):
+        health_reads = 1
+
+    class AsyncBilled(ThreadedAsyncStore):
+        health_reads = 1
+
+    store.health()
+    assert meter.report().actual == Usage()
+    with Billed(":memory:") as inner:
+        assert MeteredStore(inner, meter).health().ok
+        bridge = AsyncBilled(inner)
+        assert (await MeteredAsyncStore(bridge, meter).health()).ok
+        await bridge.close()
+    assert meter.report().actual == Usage(Units(reads=2), 2)
+    assert meter.report().probes == Units(reads=2)

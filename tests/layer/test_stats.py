@@ -175,6 +175,7 @@ def test_all_seven_figures() -> None:
         "listener_units": 0,
         "marker_units": 0,
         "auditor_units": 0,
+        "probe_units": 0,
         "cost": pytest.approx(40 * 0.06 / 100_000),
         "baseline_cost": pytest.approx(1000 * 0.06 / 100_000),
         "currency": "USD",

@@ -17,6 +17,7 @@ opened and fails, or succeeds, long after says nothing about now.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -137,6 +138,8 @@ class Breaker:
         """Openings without a longer closed time between them."""
         self._opened = self._refused = 0
         self._last_error = ""
+        self.answered_at = -math.inf
+        """When, on `timer`, the store answered last."""
         self._subscribers: tuple[Callable[[StoreSignal], object], ...] = ()
 
     @property
@@ -194,7 +197,7 @@ class Breaker:
         with self._lock:
             if permit != self._permit:
                 return
-            now = self._timer()
+            self.answered_at = now = self._timer()
             self._in_row = 0
             if self._state == "closed":
                 self._window.add(now, 1, 0)

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ _AUDIT_S = 0.25
 _CLEANUP_S = 1.0
 _CLEANUP_ENTRIES = 10_000
 _CLEANUP_ZOMBIES = 5_000
+_BILLED_PROBE_S = 60.0
+"""A store that bills probes and answers requests is asked only after so long without one."""
 _USER_GRACE_S = 1.0
 """How long a probe of a failing store may be overdue before a user's request is spent on it."""
 
@@ -166,7 +169,7 @@ class Parts:
     def _jobs(self, config: BeastModeConfig) -> dict[str, tuple[float, Callable[[], Any]]]:
         jobs: dict[str, tuple[float, Callable[[], Any]]] = {
             "sync": (config.sync_interval_ms / 1000, self.sync.tick),
-            "health": (config.healing_interval_s, self.probe),
+            "health": (config.healing_interval_s, self._keep_health),
             "zombies": (config.zombie_cleanup_interval_s, self._cleanup_zombies),
             "expiry": (_CLEANUP_S, lambda: self.cache.cleanup(_CLEANUP_ENTRIES)),
         }
@@ -197,6 +200,18 @@ class Parts:
         """Ask the store how it is."""
         self.health = self.store.health()
         return self.health
+
+    def _keep_health(self) -> None:
+        """Probe the store, unless that is billed and the store has answered requests lately."""
+        if (
+            getattr(self.store, "health_reads", 0)
+            and self.health is not None
+            and self.health.ok
+            and self.breaker.state == "closed"
+            and time.monotonic() - self.breaker.answered_at < _BILLED_PROBE_S
+        ):
+            return
+        self.probe()
 
     def configure(self, config: BeastModeConfig) -> None:
         """Bring every component to `config`, or leave all as they were and raise."""

@@ -5,9 +5,9 @@ exists or not; a query reads each document it returns and at least 1; each opera
 is 1 unit, deletions apart. Every call asked of the store counts as a call. Units count when the
 call succeeded, and when it timed out or was cancelled, because the work may well have been done
 and billed; a call that failed otherwise bills nothing. Of a feed every document counts that it was
-sent, deletions apart, as for a listener of Firestore; `watch`, `health`, `close` and what else a
-store offers pass through; with `bill_changes=True` each change that a watch delivers, but a
-deletion, is one read.
+sent, deletions apart, as for a listener of Firestore; a store that is billed for `health` says so
+by an attribute `health_reads`. `watch`, `close` and what else a store offers pass through; with
+`bill_changes=True` each change that a watch delivers, but a deletion, is one read.
 
 Documents in the collection `_bm` are beast mode's own: markers of batches. They are billed as all
 others and told apart.
@@ -102,6 +102,11 @@ class _Metered:
 
         return open_feed
 
+    def _count_health(self) -> None:
+        reads = getattr(self._inner, "health_reads", 0)
+        if reads:
+            self._count(Units(reads=reads), "probes", 1)
+
     @contextmanager
     def _call(self, bill: _Bill) -> Iterator[_Bill]:
         try:
@@ -185,7 +190,8 @@ class MeteredStore(_Metered):
         return self.store.watch(target, self._counting(on_change))
 
     def health(self) -> StoreHealth:
-        """See `Store.health`; not counted."""
+        """See `Store.health`; billed where the store says so, answered or not."""
+        self._count_health()
         return self.store.health()
 
     def close(self) -> None:
@@ -239,6 +245,7 @@ class MeteredAsyncStore(_Metered):
 
     async def health(self) -> StoreHealth:
         """See `MeteredStore.health`."""
+        self._count_health()
         return await self.store.health()
 
     async def close(self) -> None:

@@ -67,6 +67,9 @@ class FirestoreBase:
     that is not allowed and where no credentials or no project are found.
     """
 
+    health_reads: Final = 1
+    """What a `health()` is billed."""
+
     def __init__(
         self,
         project: str | None = None,

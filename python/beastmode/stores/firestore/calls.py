@@ -8,48 +8,18 @@ over four minutes), so each attempt here is one bare RPC with the time that is l
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from beastmode.breaker import RetryBudget
 from beastmode.errors import BeastError, StoreUnavailable
 
-__all__ = ["Attempts", "RetryBudget", "RetryPolicy"]
+__all__ = ["Attempts", "RetryPolicy"]
 
 _LEAST_S: Final = 0.005
 """An attempt with less time than this is not made."""
-
-
-class RetryBudget:
-    """Bounds repeated calls to a share of all calls, so that a sick server is not flooded.
-
-    It holds up to `capacity` repetitions; each first attempt earns `share` of one. (Finagle's
-    retry budget.) Safe to use from threads.
-    """
-
-    __slots__ = ("_capacity", "_held", "_lock", "_share")
-
-    def __init__(self, capacity: float = 20.0, share: float = 0.1) -> None:
-        self._capacity = capacity
-        self._share = share
-        self._held = capacity
-        self._lock = threading.Lock()
-
-    def earn(self) -> None:
-        """Count a first attempt. O(1)."""
-        if self._held < self._capacity:
-            with self._lock:
-                self._held = min(self._capacity, self._held + self._share)
-
-    def spend(self) -> bool:
-        """Take one repetition; False when there is none left. O(1)."""
-        with self._lock:
-            if self._held < 1:
-                return False
-            self._held -= 1
-            return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +46,7 @@ class Attempts:
         self._policy = policy
         self._end = end
         self.retries = 0
-        policy.budget.earn()
+        policy.budget.count_call()
 
     def pause(self, error: BeastError, *, repeatable: bool = True) -> float | None:
         """Return the seconds to wait before the next attempt, or None: raise `error`.
@@ -91,7 +61,7 @@ class Attempts:
             return None
         longest = min(policy.cap_s, policy.base_s * 2.0**self.retries)
         wait = longest * policy.rng.uniform(0.5, 1.0)
-        if policy.timer() + wait + _LEAST_S >= self._end or not policy.budget.spend():
+        if policy.timer() + wait + _LEAST_S >= self._end or not policy.budget.take():
             return None
         self.retries += 1
         return wait
