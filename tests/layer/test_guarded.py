@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -26,6 +26,8 @@ from beastmode.errors import (
 from beastmode.stores.base import (
     AsyncStore,
     Change,
+    FeedListener,
+    FeedStore,
     Query,
     Store,
     StoreHealth,
@@ -234,10 +236,62 @@ def test_what_a_store_offers_beyond_the_protocol_passes() -> None:
         guarded = GuardedStore(inner, Breaker())
         assert guarded.path == inner.path
         assert not hasattr(guarded, "open_feed")
+        assert not isinstance(guarded, FeedStore)
         with pytest.raises(AttributeError):
             _ = guarded.nothing_like_it
         with pytest.raises(AttributeError):
             _ = guarded._path
+
+
+class _Feeding(SQLiteStore):
+    listener: Any = None
+
+    def open_feed(self, listener: FeedListener) -> Any:
+        self.listener = listener
+        return "a feed"
+
+
+def test_feeds_pass_and_bring_the_next_try_forward() -> None:
+    class Listener:
+        def __init__(self) -> None:
+            self.heard: list[object] = []
+
+        def on_change(self, change: Change) -> None:
+            self.heard.append(change)
+
+        def on_current(self, target: Target) -> None:
+            self.heard.append(target)
+
+        def on_doubt(self, targets: Sequence[Target] | None, why: str) -> None:
+            self.heard.append(why)
+
+    clock = FakeClock()
+    breaker = Breaker(timer=clock, jitter=0.0)
+    with _Feeding(":memory:") as inner:
+        store = GuardedStore(inner, breaker)
+        assert isinstance(store, FeedStore)
+        listener = Listener()
+        assert store.open_feed(listener) == "a feed"
+        for event in ("on_doubt", "on_current", "on_change"):
+            for _ in range(5):
+                breaker.failed(breaker.admit(), StoreUnavailable("gone"))
+            clock.advance(0.2)
+            match event:
+                case "on_doubt":
+                    inner.listener.on_doubt(None, "silence")
+                    assert breaker.next_probe_s() == pytest.approx(0.3)
+                    clock.advance(0.3)
+                case "on_current":
+                    inner.listener.on_current(Target())
+                case _:
+                    inner.listener.on_change(Change(Document("users/1", None, 1)))
+            assert breaker.next_probe_s() == 0.0
+            for _ in range(2):
+                permit = breaker.admit_probe()
+                assert permit is not None
+                breaker.succeeded(permit)
+            clock.advance(60.0)
+        assert listener.heard == ["silence", Target(), Change(Document("users/1", None, 1))]
 
 
 # -- who probes ---------------------------------------------------------------------------------

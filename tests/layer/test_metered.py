@@ -11,7 +11,7 @@ import pytest
 
 from beastmode.cost import Meter, Units, Usage
 from beastmode.errors import ClosedError, PreconditionFailed, StoreTimeout, StoreUnavailable
-from beastmode.stores.base import AsyncStore, Change, Query, Store, Target
+from beastmode.stores.base import AsyncStore, Change, FeedStore, Query, Store, Target
 from beastmode.stores.documents import Delete, Document, Merge, Operation, Precondition, Set, Update
 from beastmode.stores.metered import (
     MeteredAsyncStore,
@@ -239,6 +239,7 @@ def test_what_feeds_are_sent_is_billed(meter: Meter) -> None:
         store = MeteredStore(inner, meter)
         feeds = [store.open_feed(None) for _ in range(2)]
         assert feeds == inner.feeds
+        assert isinstance(store, FeedStore)
         feeds[0].documents_read = 100
         feeds[1].documents_read = 7
         report = meter.report()
@@ -249,7 +250,7 @@ def test_what_feeds_are_sent_is_billed(meter: Meter) -> None:
 
 def test_a_store_without_feeds_offers_none(store: MeteredStore) -> None:
     assert not hasattr(store, "open_feed")
-    assert not hasattr(store, "_open_feed")
+    assert not isinstance(store, FeedStore)
 
 
 async def test_a_health_probe_is_billed_where_the_store_says_so(

@@ -24,6 +24,8 @@ from beastmode.errors import BreakerOpen, StoreTimeout, StoreUnavailable, WriteR
 from beastmode.stores.base import (
     AsyncStore,
     Change,
+    Feed,
+    FeedListener,
     Query,
     QueryResult,
     Store,
@@ -43,8 +45,22 @@ _FAIR_S: Final = 0.25
 class _Guarded:
     """What both wrappers share: the permit around one call, and health while it is open."""
 
-    def __init__(self, breaker: Breaker) -> None:
+    def __init__(self, store: Any, breaker: Breaker) -> None:
+        self._inner = store
         self.breaker = breaker
+        if hasattr(store, "open_feed"):
+            # An attribute, so that this is a FeedStore exactly where the store is one.
+            self.open_feed = self._open_feed
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the store offers beyond the protocol."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def _open_feed(self, listener: FeedListener) -> Feed:
+        feed: Feed = self._inner.open_feed(_Hearing(listener, self.breaker))
+        return feed
 
     @contextmanager
     def _call(self, deadline: float | None) -> Iterator[None]:
@@ -103,6 +119,32 @@ class _Guarded:
         return heard
 
 
+class _Hearing:
+    """A FeedListener that tells `breaker` when the store is heard, and passes everything on."""
+
+    def __init__(self, listener: FeedListener, breaker: Breaker) -> None:
+        self._listener = listener
+        self._breaker = breaker
+
+    def _heard(self) -> None:
+        if self._breaker.state != "closed":
+            self._breaker.hurry()
+
+    def on_change(self, change: Change) -> object:
+        """See `FeedListener.on_change`."""
+        self._heard()
+        return self._listener.on_change(change)
+
+    def on_current(self, target: Target) -> object:
+        """See `FeedListener.on_current`."""
+        self._heard()
+        return self._listener.on_current(target)
+
+    def on_doubt(self, targets: Sequence[Target] | None, why: str) -> object:
+        """See `FeedListener.on_doubt`."""
+        return self._listener.on_doubt(targets, why)
+
+
 class GuardedStore(_Guarded):
     """A `Store` that asks `store` only while `breaker` lets it. O(1) beside the store's work.
 
@@ -110,14 +152,8 @@ class GuardedStore(_Guarded):
     """
 
     def __init__(self, store: Store, breaker: Breaker) -> None:
-        super().__init__(breaker)
+        super().__init__(store, breaker)
         self.store = store
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what `store` offers beyond the protocol."""
-        if name.startswith("_") or name == "store":
-            raise AttributeError(name)
-        return getattr(self.store, name)
 
     def get(self, path: str, *, deadline: float | None = None) -> Document:
         """See `Store.get`."""
@@ -167,14 +203,8 @@ class GuardedAsyncStore(_Guarded):
     """`GuardedStore` over an `AsyncStore`; give both the same `breaker`."""
 
     def __init__(self, store: AsyncStore, breaker: Breaker) -> None:
-        super().__init__(breaker)
+        super().__init__(store, breaker)
         self.store = store
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what `store` offers beyond the protocol."""
-        if name.startswith("_") or name == "store":
-            raise AttributeError(name)
-        return getattr(self.store, name)
 
     async def get(self, path: str, *, deadline: float | None = None) -> Document:
         """See `GuardedStore.get`."""

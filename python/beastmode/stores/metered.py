@@ -86,21 +86,20 @@ class _Metered:
         self.meter = meter
         self._bill_changes = bill_changes
         self._account = account
+        if hasattr(store, "open_feed"):
+            # An attribute, so that this is a FeedStore exactly where the store is one.
+            self.open_feed = self._open_feed
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the store offers beyond the protocol, its feeds counted."""
+        """Return what the store offers beyond the protocol."""
         if name.startswith("_"):
             raise AttributeError(name)
-        offered = getattr(self._inner, name)
-        if name != "open_feed":
-            return offered
+        return getattr(self._inner, name)
 
-        def open_feed(listener: FeedListener) -> Feed:
-            feed: Feed = offered(listener)
-            self.meter.add_listener(lambda: feed.documents_read)
-            return feed
-
-        return open_feed
+    def _open_feed(self, listener: FeedListener) -> Feed:
+        feed: Feed = self._inner.open_feed(listener)
+        self.meter.add_listener(lambda: feed.documents_read)
+        return feed
 
     def _count_health(self) -> None:
         reads = getattr(self._inner, "health_reads", 0)
