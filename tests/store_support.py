@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from beastmode.stores.base import Change, Filter, Query, QueryResult, StoreHealth, Target
 from beastmode.stores.documents import Document
+from beastmode.stores.values import GeoPoint, Reference, Vector
 
 
 class AwaitedStore:
@@ -111,8 +112,11 @@ RANKS: list[tuple[int, Callable[[Any], bool]]] = [
     (3, lambda v: hasattr(v, "utcoffset")),
     (4, lambda v: isinstance(v, str)),
     (5, lambda v: isinstance(v, bytes)),
-    (6, lambda v: isinstance(v, list)),
-    (7, lambda v: isinstance(v, dict)),
+    (6, lambda v: isinstance(v, Reference)),
+    (7, lambda v: isinstance(v, GeoPoint)),
+    (8, lambda v: isinstance(v, list)),
+    (9, lambda v: isinstance(v, Vector)),
+    (10, lambda v: isinstance(v, dict)),
 ]
 
 
@@ -133,6 +137,15 @@ def compare(one: Any, other: Any) -> int:
         return (len(one) > len(other)) - (len(one) < len(other))
     if isinstance(one, dict):
         flat = [[x for key in sorted(v) for x in (key, v[key])] for v in (one, other)]
+        return compare(flat[0], flat[1])
+    if isinstance(one, Reference):
+        named = [[v.project or "", v.database or "", *v.path.split("/")] for v in (one, other)]
+        return compare(named[0], named[1])
+    if isinstance(one, GeoPoint):
+        places = [[v.latitude, v.longitude] for v in (one, other)]
+        return compare(places[0], places[1])
+    if isinstance(one, Vector):
+        flat = [[len(v), *v.values] for v in (one, other)]
         return compare(flat[0], flat[1])
     if isinstance(one, float) and math.isnan(one):
         return 0 if isinstance(other, float) and math.isnan(other) else -1

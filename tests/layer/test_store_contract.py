@@ -45,6 +45,15 @@ from beastmode.stores.documents import (
 from beastmode.stores.firestore import AsyncFirestoreStore, FirestoreStore
 from beastmode.stores.sqlite import SQLiteStore
 from beastmode.stores.threaded import ThreadedAsyncStore
+from beastmode.stores.transforms import (
+    SERVER_TIMESTAMP,
+    ArrayRemove,
+    ArrayUnion,
+    Increment,
+    Maximum,
+    Minimum,
+)
+from beastmode.stores.values import GeoPoint, Reference, Timestamp, Vector
 from beastmode.testing.pytest_plugin import Firestore
 from store_support import AwaitedStore, brute_force, wait_until
 
@@ -52,7 +61,8 @@ from store_support import AwaitedStore, brute_force, wait_until
 class Kind:
     """Makes stores of one kind over the same documents; `shared` when two may be made.
 
-    `is_firestore`: it is Google's, whose rules are narrower in places.
+    `is_firestore`: it is Google's, whose rules are narrower in places, and whose times are rounded
+    down to microseconds.
     """
 
     def __init__(
@@ -222,6 +232,12 @@ VALUES: list[Any] = [
     datetime(2024, 5, 1, 12, 30, 15, 123456, tzinfo=UTC),
     datetime(1, 1, 1, tzinfo=UTC),
     datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+    GeoPoint(48.1, 11.6),
+    GeoPoint(-90, 180),
+    Reference("users/1"),
+    Reference("users/1/posts/2", "other-project", "other-database"),
+    Vector((0.5, -1.0, 1e300)),
+    [GeoPoint(0, -0.0), {"r": Reference("ü/ß")}],
     [],
     {},
     [1, {"a": [2, {"b": [None]}]}],
@@ -286,6 +302,9 @@ scalars = (
     | st.text(max_size=8)
     | st.binary(max_size=8)
     | st.datetimes(timezones=st.just(UTC))
+    | st.builds(GeoPoint, st.floats(-90, 90), st.floats(-180, 180))
+    | st.builds(Reference, st.sampled_from(["u/a", "ü/ß/c/$"]))
+    | st.builds(Vector, st.lists(st.floats(allow_nan=False), min_size=1, max_size=3))
 )
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3)
@@ -429,6 +448,22 @@ def test_get_many_keeps_order_and_repeats(store: Any) -> None:
     assert store.get_many([]) == []
 
 
+def test_times_keep_the_digits_that_the_store_has(kind: Kind) -> None:
+    store = kind.make()
+    made = Timestamp(2024, 5, 1, 12, nanosecond=123_456_789)
+    store.commit([Set("u/a", {"t": made, "l": [Timestamp(2024, 5, 1, nanosecond=1000)]})])
+    back = fields(store, "u/a")
+    assert back["t"].replace(microsecond=0) == datetime(2024, 5, 1, 12, tzinfo=UTC)
+    assert type(back["l"][0]) is datetime
+    if not kind.is_firestore:
+        assert back["t"] == made
+        assert back["t"].nanosecond == 123_456_789
+        (version,) = store.commit([Merge("u/a", {"t": made + timedelta()})])
+        assert version == store.get("u/a").version
+    else:  # rounded down
+        assert back["t"] == datetime(2024, 5, 1, 12, 0, 0, 123456, tzinfo=UTC)
+
+
 # -- operations ------------------------------------------------------------------------------------
 
 
@@ -511,6 +546,193 @@ def test_preconditions_on_version(store: Any) -> None:
     assert fields(store, "u/a") == {"n": 9}
 
 
+# -- transforms ------------------------------------------------------------------------------------
+
+ABSENT = object()
+MOST, LEAST = 2**63 - 1, -(2**63)
+NAN = math.nan
+TRANSFORMS: list[tuple[Any, Any, Any]] = [
+    (ABSENT, Increment(1), 1),
+    ("x", Increment(1.5), 1.5),
+    (None, Increment(1), 1),
+    (True, Increment(1), 1),
+    ([1], Increment(1), 1),
+    (1, Increment(2), 3),
+    (1, Increment(-2), -1),
+    (1, Increment(2.5), 3.5),
+    (2.5, Increment(1), 3.5),
+    (2**53 + 1, Increment(0.0), float(2**53)),
+    (MOST, Increment(1), MOST),
+    (MOST, Increment(-1), MOST - 1),
+    (LEAST, Increment(-1), LEAST),
+    (LEAST, Increment(LEAST), LEAST),
+    (NAN, Increment(1), NAN),
+    (1e308, Increment(1e308), math.inf),
+    (ABSENT, Maximum(-3), -3),
+    ("x", Maximum(1), 1),
+    (3, Maximum(2), 3),
+    (3, Maximum(4.5), 4.5),
+    (3, Maximum(3.0), 3),
+    (3.0, Maximum(3), 3.0),
+    (-0.0, Maximum(0), -0.0),
+    (0, Maximum(-0.0), 0),
+    (2**53 + 1, Maximum(float(2**53)), 2**53 + 1),
+    (1, Maximum(NAN), NAN),
+    (NAN, Maximum(1), NAN),
+    (ABSENT, Minimum(3), 3),
+    (False, Minimum(1), 1),
+    (3, Minimum(2.0), 2.0),
+    (3, Minimum(3.0), 3),
+    (3, Minimum(4), 3),
+    (NAN, Minimum(1), NAN),
+    (1, Minimum(NAN), NAN),
+    (ABSENT, ArrayUnion([NAN, NAN, None, None]), [NAN, None]),
+    ("x", ArrayUnion([1, 1.0]), [1]),
+    ([1, 2], ArrayUnion([2.0, 3, 3.0, 3]), [1, 2, 3]),
+    ([1, 1], ArrayUnion([1]), [1, 1]),
+    ([True], ArrayUnion([1]), [True, 1]),
+    ([0], ArrayUnion([-0.0]), [0]),
+    ([NAN], ArrayUnion([NAN]), [NAN]),
+    ([{"a": 1}], ArrayUnion([{"a": 1.0}, {"a": 2}]), [{"a": 1}, {"a": 2}]),
+    (["b"], ArrayUnion(["a", b"b", "c"]), ["b", "a", b"b", "c"]),
+    (
+        [GeoPoint(1, 2)],
+        ArrayUnion([GeoPoint(1.0, 2.0), Reference("u/b")]),
+        [
+            GeoPoint(1, 2),
+            Reference("u/b"),
+        ],
+    ),
+    ([2**53], ArrayUnion([float(2**53), 2**53 + 1]), [2**53, 2**53 + 1]),
+    (ABSENT, ArrayRemove([1]), []),
+    ("x", ArrayRemove([1]), []),
+    ([1, 1.0, 2, True], ArrayRemove([1]), [2, True]),
+    ([NAN, None, 0, 5], ArrayRemove([NAN, None, -0.0]), [5]),
+    ([{"a": 1}, {"a": 1.0, "b": 1}], ArrayRemove([{"a": 1.0}]), [{"a": 1.0, "b": 1}]),
+]
+
+
+@pytest.mark.parametrize(
+    ("held", "transform", "after"),
+    TRANSFORMS,
+    ids=[f"{'nothing' if held is ABSENT else held!r}-{do!r}" for held, do, _ in TRANSFORMS],
+)
+def test_transforms(store: Any, held: Any, transform: Any, after: Any) -> None:
+    before = {"w": 1} if held is ABSENT else {"w": 1, "v": held, "m": {"v": held}}
+    alone = Set("u/s", {"m": {"v": transform}})
+    store.commit([Set("u/m", before), Set("u/u", before), alone])
+    store.commit(
+        [
+            Merge("u/m", {"v": transform, "m": {"v": transform}}),
+            Update("u/u", {"v": transform, "m.v": transform}),
+        ]
+    )
+    expected = {"v": after, "m": {"v": after}, "w": 1}
+    for path in ("u/m", "u/u"):
+        back = fields(store, path)
+        assert {name: repr(value) for name, value in back.items()} == {
+            name: repr(value) for name, value in expected.items()
+        }
+    if held is ABSENT:
+        assert repr(fields(store, "u/s")) == repr({"m": {"v": after}})
+
+
+def test_where_transforms_stand(store: Any) -> None:
+    held = {"n": 5, "m": {"a": 1, "x": 3}, "s": 7}
+    cases: list[tuple[Any, dict[str, Any]]] = [
+        (Set("u/a", {"n": Increment(1)}), {"n": 1}),
+        (Set("u/a", {"m": {"x": Increment(2), "b": 1}}), {"m": {"x": 2, "b": 1}}),
+        (Merge("u/a", {"m": {"x": Increment(2)}}), {**held, "m": {"a": 1, "x": 5}}),
+        (
+            Merge("u/a", {"m": {"x": Increment(2), "a": DELETE_FIELD, "y": {"z": Increment(1)}}}),
+            {**held, "m": {"x": 5, "y": {"z": 1}}},
+        ),
+        (Merge("u/a", {"s": {"x": Increment(2)}}), {**held, "s": {"x": 2}}),
+        (Update("u/a", {"m": {"x": Increment(2), "b": 1}}), {**held, "m": {"x": 2, "b": 1}}),
+        (Update("u/a", {"m": {"x": Increment(2)}}), {**held, "m": {"x": 2}}),
+        (
+            Update("u/a", {"m.x": Increment(2), "m.b.c": Increment(1), "n": DELETE_FIELD}),
+            {"m": {"a": 1, "x": 5, "b": {"c": 1}}, "s": 7},
+        ),
+        (Update("u/a", {"s.x": Increment(2)}), {**held, "s": {"x": 2}}),
+    ]
+    for operation, after in cases:
+        store.commit([Set("u/a", held)])
+        store.commit([operation])
+        assert fields(store, "u/a") == after, operation
+    store.commit([Merge("u/new", {"m": {"n": Increment(2)}})])
+    assert fields(store, "u/new") == {"m": {"n": 2}}
+
+
+def test_what_only_removes_makes_no_map(store: Any) -> None:
+    store.commit([Set("u/a", {"s": 7}), Set("u/b", {"s": 7})])
+    store.commit([Merge("u/a", {"m": {"x": DELETE_FIELD}, "s": {"y": {"x": DELETE_FIELD}}})])
+    store.commit([Update("u/b", {"m.x": DELETE_FIELD, "s.y.x": DELETE_FIELD})])
+    assert fields(store, "u/a") == fields(store, "u/b") == {"s": 7}
+
+
+def test_transforms_follow_each_other_in_one_commit(store: Any) -> None:
+    versions = store.commit(
+        [
+            Merge("u/a", {"n": Increment(1), "l": ArrayUnion(["a"])}),
+            Merge("u/a", {"n": Increment(1), "l": ArrayUnion(["b"])}),
+            Update("u/a", {"n": Maximum(10), "l": ArrayRemove(["a"])}, Precondition(exists=True)),
+        ]
+    )
+    assert versions == sorted(versions)
+    assert store.get("u/a").version == versions[-1]
+    assert fields(store, "u/a") == {"n": 10, "l": ["b"]}
+    with pytest.raises(DocumentMissing, match="u/none"):
+        store.commit([Merge("u/a", {"n": Increment(1)}), Update("u/none", {"n": Increment(1)})])
+    assert fields(store, "u/a")["n"] == 10
+    found = store.query(Query("u", (Filter("l", "array-contains", "b"),))).documents
+    assert [document.path for document in found] == ["u/a"]
+
+
+def test_a_transform_that_changes_nothing_keeps_the_version(store: Any) -> None:
+    (version,) = store.commit([Set("u/a", {"n": 1, "l": [1]})])
+    for same in (
+        Merge("u/a", {"n": Increment(0)}),
+        Update("u/a", {"n": Maximum(1.0), "l": ArrayUnion([1.0])}),
+        Merge("u/a", {"l": ArrayRemove([2])}),
+    ):
+        assert store.commit([same]) == [version]
+
+
+def test_the_time_of_the_server(store: Any) -> None:
+    store.commit([Set("u/a", {"t": 1})])
+    versions = store.commit(
+        [
+            Update("u/a", {"t": SERVER_TIMESTAMP, "m.t": SERVER_TIMESTAMP}),
+            Set("u/b", {"l": {"t": SERVER_TIMESTAMP}}),
+        ]
+    )
+    a, b = fields(store, "u/a"), fields(store, "u/b")
+    assert a["t"] == a["m"]["t"] == b["l"]["t"]
+    assert type(a["t"]) is datetime
+    assert a["t"].tzinfo is UTC
+    assert a["t"].microsecond % 1000 == 0
+    assert abs(a["t"].timestamp() - versions[0] / 1e9) < 1.0
+    (later,) = store.commit([Merge("u/a", {"t": SERVER_TIMESTAMP})])
+    assert fields(store, "u/a")["t"] >= a["t"]
+    assert later >= versions[0]
+
+
+@pytest.mark.parametrize("make", [Set, Merge, Update])
+@pytest.mark.parametrize(("value", "text"), REFUSED[:-1], ids=lambda value: repr(value)[:30])
+def test_operands_that_cannot_be_kept_are_refused_by_field(
+    store: Any, make: Any, value: Any, text: str
+) -> None:
+    store.commit([Set("u/a", {"old": 1})])
+    for transform in (ArrayUnion([1, {"x": value}]), ArrayRemove([1, {"x": value}])):
+        with pytest.raises(RequestError, match=r"deep\.in\[1\]\.x") as caught:
+            store.commit([Set("u/b", {}), make("u/a", {"deep": {"in": transform}})])
+        assert text in str(caught.value)
+        assert "'u/a'" in str(caught.value)
+    assert fields(store, "u/a") == {"old": 1}
+    assert not store.get("u/b").exists
+
+
 # -- queries ---------------------------------------------------------------------------------------
 
 
@@ -556,6 +778,51 @@ def test_types_are_never_mixed(store: Any) -> None:
     assert order == ["null", "bool", "int", "real", "text", "list"]
     order = ids(store, Query("u", order_by=(Order("v", descending=True),)))
     assert order == ["list", "text", "real", "int", "bool", "null"]
+
+
+def test_firestore_types_in_queries(store: Any) -> None:
+    held = {
+        "time": datetime(2024, 1, 1, tzinfo=UTC),
+        "ref-a": Reference("u/a"),
+        "ref-b": Reference("u/b"),
+        "deep": Reference("u/a/c/d"),
+        "south": GeoPoint(-1, 9),
+        "west": GeoPoint(1, 1),
+        "east": GeoPoint(1, 2),
+        "short": Vector((9.0,)),
+        "long": Vector((0.5, 1.0)),
+        "text": "u/a",
+        "bytes": b"x",
+        "list": [Reference("u/a"), GeoPoint(1, 1)],
+        "map": {"a": 1},
+    }
+    store.commit([Set(f"q/{name}", {"v": value}) for name, value in held.items()])
+    find = lambda op, value: ids(store, Query("q", (Filter("v", op, value),)))  # noqa: E731
+    assert find("==", Reference("u/a")) == ["ref-a"]
+    assert sorted(find(">=", Reference("u/a/c/d"))) == ["deep", "ref-b"]
+    assert sorted(find("<", Reference("u/b"))) == ["deep", "ref-a"]
+    assert find("==", GeoPoint(1, 2)) == ["east"]
+    assert sorted(find(">", GeoPoint(-1, 9))) == ["east", "west"]
+    assert find("==", Vector((9.0,))) == ["short"]
+    assert sorted(find(">=", Vector((9.0,)))) == ["long", "short"]
+    assert find("in", [GeoPoint(1, 1), Reference("u/b")]) == ["ref-b", "west"]
+    assert find("array-contains", Reference("u/a")) == ["list"]
+    order = ids(store, Query("q", order_by=(Order("v"),)))
+    assert order == [
+        "time",
+        "text",
+        "bytes",
+        "ref-a",
+        "deep",
+        "ref-b",
+        "south",
+        "west",
+        "east",
+        "list",
+        "short",
+        "long",
+        "map",
+    ]
 
 
 def test_numbers_that_lie_close_together(store: Any) -> None:
@@ -619,8 +886,15 @@ REALS = [0.0, -0.0, 1.0, 1.5, 0.1 + 0.2, 0.3, 2.0**53, 1e308, 5e-324, math.nan, 
 TEXTS = ["", "a", "b", "a\0", "a\0b", "ab", "é", "\U0001f600", "\uffff", "nan", "true"]
 TIMES = [datetime(2024, 1, 1, tzinfo=zone) for zone in (UTC, BERLIN)]
 TIMES.append(datetime(2024, 1, 1, 0, 0, 0, 1, tzinfo=UTC))
+OWN = [
+    GeoPoint(1, 2),
+    GeoPoint(-0.0, 0),
+    Reference("u/a"),
+    Reference("u/a", "p", "d"),
+    Vector((1,)),
+]
 held_scalars = st.sampled_from(
-    [None, True, False, *INTS, *REALS, *TEXTS, *TIMES, b"", b"a", b"\xff"]
+    [None, True, False, *INTS, *REALS, *TEXTS, *TIMES, *OWN, b"", b"a", b"\xff"]
 )
 held_names = st.sampled_from(["a", "b", "é", "$b", "$t", "$$b", 'q"q', "a b", "\t", "0"])
 held_values = st.recursive(

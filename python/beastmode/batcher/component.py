@@ -9,7 +9,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal, Self, TypeGuard, get_args
 
 from beastmode.batcher.committing import Backoff
@@ -20,7 +20,8 @@ from beastmode.batcher.pending import PendingWrites, WriteCall
 from beastmode.batcher.recovery import recover
 from beastmode.batcher.report import BatcherReport
 from beastmode.batcher.sending import Sender
-from beastmode.batcher.waiting import LoopWaiter, ThreadWaiter, Waiter, left_until
+from beastmode.batcher.settling import Settling
+from beastmode.batcher.waiting import LoopWaiter, ThreadWaiter, left_until
 from beastmode.errors import (
     ConfigError,
     ForkedError,
@@ -151,6 +152,7 @@ class BeastModeBatcher:
             Backoff(rng=rng),
             has_transforms if markers == "transforms" else lambda _operation: True,
         )
+        self._settling = Settling(self._pending, self._flusher, self._changed)
         self._intake = Intake(self._pending, self._flusher, journal, self._callbacks, self._changed)
         self._start_lock = threading.Lock()
         self._replayed = 0
@@ -258,13 +260,25 @@ class BeastModeBatcher:
     def overlay(self, document: Document) -> Document:
         """Return `document` with the operations that its reader must see and the store lacked.
 
-        The same object when there are none; its version stays that of `document`.
+        The same object when there are none; its version stays that of `document`. Transforms are
+        not among them, nor what depends on their result: see `drain` and `is_outdated`.
         """
         if not self._pending.visible:
             return document
         self._check_process()
         with self._changed:
             return self._pending.overlay(document)
+
+    def is_outdated(self, document: Document) -> bool:
+        """Return whether `document` is from before a committed transform: read it again then.
+
+        `overlay` cannot bring it up to date.
+        """
+        if not self._pending.visible:
+            return False
+        self._check_process()
+        with self._changed:
+            return self._pending.is_outdated(document)
 
     def pending(self, path: str) -> list[Operation]:
         """Return the operations on the document `path` that the store does not have yet."""
@@ -292,9 +306,9 @@ class BeastModeBatcher:
         self.start()
         end = self._end(deadline, _FLUSH_S)
         waiter = ThreadWaiter()
-        if self._is_flushed(waiter) or waiter.wait(end):
+        if self._settling.is_flushed(waiter) or waiter.wait(end):
             return
-        self._stop_waiting(waiter)
+        self._settling.give_up(waiter)
 
     async def aflush(self, deadline: float | None = None) -> None:
         """Flush without blocking the event loop; see `flush`."""
@@ -303,9 +317,35 @@ class BeastModeBatcher:
             await asyncio.to_thread(self.start)
         end = self._end(deadline, _FLUSH_S)
         waiter = LoopWaiter()
-        if self._is_flushed(waiter) or await waiter.wait(end):
+        if self._settling.is_flushed(waiter) or await waiter.wait(end):
             return
-        self._stop_waiting(waiter)
+        self._settling.give_up(waiter)
+
+    def drain(self, paths: Iterable[str], deadline: float | None = None) -> bool:
+        """Wait until no transform of these documents is pending; return whether there was one.
+
+        Readers of them do, before they ask the store, for `overlay` cannot tell what a transform
+        makes of a document. Those accepted later, while it waits, do not count. `deadline` None
+        is `commit_deadline_s` from now. Raises StoreTimeout when they are not in the store by
+        then; they stay pending.
+        """
+        self._check_process()
+        waiter = ThreadWaiter()
+        if not (goal := self._settling.owed(paths, waiter, self._check_wait)):
+            return False
+        if not waiter.wait(self._end(deadline, self._commit_deadline_s)):
+            self._settling.give_up(waiter, goal)
+        return True
+
+    async def adrain(self, paths: Iterable[str], deadline: float | None = None) -> bool:
+        """As `drain`, without blocking the event loop."""
+        self._check_process()
+        waiter = LoopWaiter()
+        if not (goal := self._settling.owed(paths, waiter, self._check_wait)):
+            return False
+        if not await waiter.wait(self._end(deadline, self._commit_deadline_s)):
+            self._settling.give_up(waiter, goal)
+        return True
 
     def wait_noted(self, deadline: float | None = None) -> None:
         """Return once no write that the store has answered can be replayed at the next start.
@@ -327,27 +367,6 @@ class BeastModeBatcher:
         """End the pause after a failed flush: there is reason to believe the store is back."""
         with self._changed:
             self._flusher.retry_now()
-
-    def _is_flushed(self, waiter: Waiter) -> bool:
-        with self._changed:
-            goal = self._flusher.request_flush()
-            if self._flusher.is_done(goal):
-                return True
-            self._flusher.idle_waiters.append((goal, waiter))
-            return False
-
-    def _stop_waiting(self, waiter: Waiter) -> None:
-        with self._changed:
-            waiting = self._flusher.idle_waiters
-            left = [item for item in waiting if item[1] is not waiter]
-            if len(left) == len(waiting):
-                return  # done at the last moment
-            self._flusher.idle_waiters = left
-            count, failure = len(self._pending.open), self._flusher.last_error
-        raise StoreTimeout(
-            f"{count} operations are not in the store at the deadline; they stay pending"
-            f"{because(failure)}"
-        ) from failure
 
     def start(self) -> None:
         """Replay what the journal holds and start the flushing thread. Idempotent.
@@ -555,6 +574,9 @@ class BeastModeBatcher:
     def _check_thread(self, what: str) -> None:
         if self._flusher.is_this_thread or self._callbacks.running_here:
             raise RequestError(f"a callback of the batcher cannot {what}: it would wait for itself")
+
+    def _check_wait(self) -> None:
+        self._check_thread("read a document with a pending transform")
 
     def _end(self, deadline: float | None, default_s: float) -> float:
         check_deadline(deadline)

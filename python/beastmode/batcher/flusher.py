@@ -82,11 +82,16 @@ class Flusher(DirectCommits):
         thread.start()
         self._thread = thread
 
-    def request_flush(self) -> int:
-        """Have everything accepted so far flushed now; return the number to wait for."""
-        self.flush_goal = self._pending.accepted
+    def request_flush(self, goal: int | None = None) -> int:
+        """Have everything accepted up to `goal` flushed now; return the number to wait for.
+
+        None stands for everything accepted so far.
+        """
+        if goal is None:
+            goal = self._pending.accepted
+        self.flush_goal = max(self.flush_goal, goal)
         self._changed.notify_all()
-        return self.flush_goal
+        return goal
 
     def split(self, entries: list[Entry]) -> list[Batch]:
         """Make batches of entries, in order, each small enough for one commit."""

@@ -31,6 +31,7 @@ from beastmode.stores.documents import (
     collection_of,
     combine,
     freeze,
+    has_transforms,
 )
 
 __all__ = [
@@ -175,6 +176,11 @@ def fold_entries(entries: Iterable[Entry]) -> list[Entry]:
         order[id(merged.parts)] = merged  # a merged entry has the list of the older one
         last[path] = merged
     return list(order.values())
+
+
+def _is_whole(operation: Operation) -> bool:
+    """Return whether `operation` tells alone what the document is afterwards."""
+    return isinstance(operation, (Set, Delete)) and not has_transforms(operation)
 
 
 class PendingWrites:
@@ -389,7 +395,7 @@ class PendingWrites:
         """
         path = operation.path
         line = self._recent.setdefault(path, deque())
-        if isinstance(operation, (Set, Delete)):
+        if _is_whole(operation):
             line.clear()
         record = _Recent(operation, version, self.timer() + self.read_grace_s)
         line.append(record)
@@ -420,11 +426,39 @@ class PendingWrites:
         entries = [*self._in_flight.get(path, ()), *self.buffer.pending(path)]
         return [entry.operation for entry in entries]
 
-    def overlay(self, document: Document) -> Document:
-        """Return `document` as it is once every operation on it is in the store.
+    def owed(self, path: str) -> int:
+        """Return the number up to which must be settled before `path` can be read; 0 for none.
 
-        The same object when there is none. An `Update` without a document is left out: the store
-        will reject it.
+        Only the store can tell what a transform makes of a document, unless an operation after it
+        leaves nothing of that.
+        """
+        number = 0
+        for entry in (*self._in_flight.get(path, ()), *self.buffer.pending(path)):
+            if has_transforms(entry.operation):
+                number = entry.parts[-1].number
+            elif _is_whole(entry.operation):
+                number = 0
+        return number
+
+    def is_outdated(self, document: Document) -> bool:
+        """Return whether `document` is from before a committed transform: read it again then."""
+        path = document.path
+        recent = self._recent.get(path, ())
+        outdated = False
+        for record in recent:
+            if record.version > document.version:
+                outdated = has_transforms(record.operation) or (
+                    outdated and not _is_whole(record.operation)
+                )
+        return outdated and not any(map(_is_whole, self.pending(path)))
+
+    def overlay(self, document: Document) -> Document:
+        """Return `document` as it is once operations on it are in the store: those that are known.
+
+        That is all of them, unless there is a transform among them: whoever began to read before
+        it was accepted (others wait, see `owed`) is shown what came before it, or what replaces
+        its result. The same object when there is none. An `Update` without a document is left
+        out: the store will reject it.
         """
         path = document.path
         operations = [
@@ -436,11 +470,16 @@ class PendingWrites:
         if not operations:
             return document
         data = document.data
+        is_known = True
         for operation in operations:
-            try:
-                data = apply(operation, data)
-            except DocumentMissing:
-                continue
+            if has_transforms(operation):
+                is_known = False
+            elif is_known or _is_whole(operation):
+                is_known = True
+                try:
+                    data = apply(operation, data)
+                except DocumentMissing:
+                    continue
         if data is document.data:
             return document
         return Document(path, freeze(data), document.version)

@@ -26,7 +26,8 @@ class Ways:
     """Carries out requests on `parts`.
 
     Own writes are seen by every read from the moment they were accepted: documents are overlaid
-    with what is pending, queries flush their collection first.
+    with what is pending, queries flush their collection first. What a transform makes of a
+    document the store alone knows, so reads have it committed first.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -46,51 +47,71 @@ class Ways:
     ) -> tuple[Document, Source]:
         """Return a document and where it came from."""
         path = request.path or ""
+        waited = path in self._unflushed and self._batcher.drain((path,), deadline)
         if not active:
             document = self._store.get(path, deadline=deadline)
             return self._batcher.overlay(document), "store"
         if (buffered := self._from_buffer(path)) is not None:
             return buffered, "buffer"
         # The optimizer has looked, unless a write was pending.
-        read = self._cache.get if path in self._unflushed else self._cache.load
+        read = self._cache.get if waited or path in self._unflushed else self._cache.load
         answer = read(path, user=user, deadline=deadline)
-        return self._batcher.overlay(answer.document), answer.source
+        document, source = answer.document, answer.source
+        if self._batcher.is_outdated(document):
+            document, source = self._store.get(path, deadline=deadline), "store"
+        return self._batcher.overlay(document), source
 
     async def aget(
         self, user: str | None, request: Request, deadline: float | None, *, active: bool
     ) -> tuple[Document, Source]:
         """As `get`, for coroutines."""
         path = request.path or ""
+        waited = path in self._unflushed and await self._batcher.adrain((path,), deadline)
         if not active:
             document = await self._async_store.get(path, deadline=deadline)
             return self._batcher.overlay(document), "store"
         if (buffered := self._from_buffer(path)) is not None:
             return buffered, "buffer"
-        read = self._cache.aget if path in self._unflushed else self._cache.aload
+        read = self._cache.aget if waited or path in self._unflushed else self._cache.aload
         answer = await read(path, user=user, deadline=deadline)
-        return self._batcher.overlay(answer.document), answer.source
+        document, source = answer.document, answer.source
+        if self._batcher.is_outdated(document):
+            document, source = await self._async_store.get(path, deadline=deadline), "store"
+        return self._batcher.overlay(document), source
 
     def get_many(
         self, user: str | None, request: Request, deadline: float | None, *, active: bool
     ) -> tuple[list[Document], Sequence[Answer] | None]:
         """Return documents, and the cache's answers where it was asked."""
+        if pending := [path for path in request.paths if path in self._unflushed]:
+            self._batcher.drain(pending, deadline)
         if not active:
             documents = self._store.get_many(request.paths, deadline=deadline)
             return self._overlaid(documents), None
         answers = self._cache.get_many(request.paths, user=user, deadline=deadline)
         self._sample(answers, user)
-        return self._overlaid([answer.document for answer in answers]), answers
+        documents = [answer.document for answer in answers]
+        if again := self._outdated(documents):
+            fresh = self._store.get_many(again, deadline=deadline)
+            documents = _replaced(documents, fresh)
+        return self._overlaid(documents), answers
 
     async def aget_many(
         self, user: str | None, request: Request, deadline: float | None, *, active: bool
     ) -> tuple[list[Document], Sequence[Answer] | None]:
         """As `get_many`, for coroutines."""
+        if pending := [path for path in request.paths if path in self._unflushed]:
+            await self._batcher.adrain(pending, deadline)
         if not active:
             documents = await self._async_store.get_many(request.paths, deadline=deadline)
             return self._overlaid(documents), None
         answers = await self._cache.aget_many(request.paths, user=user, deadline=deadline)
         self._sample(answers, user)
-        return self._overlaid([answer.document for answer in answers]), answers
+        documents = [answer.document for answer in answers]
+        if again := self._outdated(documents):
+            fresh = await self._async_store.get_many(again, deadline=deadline)
+            documents = _replaced(documents, fresh)
+        return self._overlaid(documents), answers
 
     def query(self, request: Request, deadline: float | None) -> list[Document]:
         """Return the documents that a query describes, own writes included."""
@@ -205,8 +226,18 @@ class Ways:
                 if answer.source == "hit":
                     self._auditor.served(answer.document.path, user)
 
+    def _outdated(self, documents: list[Document]) -> list[str]:
+        """Return the paths of those that have to be read again."""
+        is_outdated = self._batcher.is_outdated
+        return list({document.path: None for document in documents if is_outdated(document)})
+
     def _overlaid(self, documents: list[Document]) -> list[Document]:
         return [self._batcher.overlay(document) for document in documents]
+
+
+def _replaced(documents: list[Document], fresh: list[Document]) -> list[Document]:
+    newer = {document.path: document for document in fresh}
+    return [newer.get(document.path, document) for document in documents]
 
 
 def _warn_of_replay(error: BeastError) -> None:

@@ -396,13 +396,16 @@ def combine(older: Operation, newer: Operation) -> Operation | None:
     """Return one operation that does what `older` followed by `newer` does, or None.
 
     None where the two must stay two: any precondition; an `Update`, whose failure on a missing
-    document must be seen; a transform, unless the newer operation leaves nothing of the older.
+    document must be seen; a transform in the newer one, for who began to read before it is shown
+    what the older one made; a transform in the older one, unless the newer leaves nothing of it.
     """
     if older.precondition is not None or newer.precondition is not None:
         return None
+    if has_transforms(newer):
+        return None
     if isinstance(newer, (Set, Delete)):
         return None if isinstance(older, Update) else newer
-    if has_transforms(older) or has_transforms(newer):
+    if has_transforms(older):
         return None
     if isinstance(older, Set):
         data = apply(newer, older.data)

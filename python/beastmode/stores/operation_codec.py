@@ -1,13 +1,21 @@
 """How an operation is written as bytes and read back: plain functions, no I/O.
 
-The fields are in the text of `codec`. That has no word for `DELETE_FIELD`, because no document
-holds one, so the places of those are kept beside it.
+The fields are in the text of `codec`. That has no word for `DELETE_FIELD` and transforms, because
+no document holds one, so their places are kept beside it: a JSON list whose items are
+
+| item                                                  | stands for                          |
+|-------------------------------------------------------|-------------------------------------|
+| `["a", "b"]`                                          | a `DELETE_FIELD` in `b` of map `a`  |
+| `{"at": ["a"], "do": "increment", "with": "{...}"}`   | a transform with this operand       |
+
+An operand is text of `codec` with one field. `SERVER_TIMESTAMP`, "time", has none.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from beastmode.errors import BeastError, RequestError, StoreCorrupt
@@ -20,14 +28,33 @@ from beastmode.stores.documents import (
     Set,
     Update,
     freeze,
+    has_transforms,
+)
+from beastmode.stores.transforms import (
+    SERVER_TIMESTAMP,
+    ArrayRemove,
+    ArrayUnion,
+    Increment,
+    Maximum,
+    Minimum,
+    Transform,
 )
 
-__all__ = ["MAX_OPERATION_BYTES", "EncodedOperation", "decode_operation", "encode_operation"]
+__all__ = [
+    "MAX_OPERATION_BYTES",
+    "EncodedOperation",
+    "decode_operation",
+    "encode_operation",
+    "normal_operation",
+]
 
 MAX_OPERATION_BYTES: Final = 64 * 1024 * 1024
 """A longer operation is refused when written, and taken for damaged when read."""
 
 _KINDS: Final[dict[type[Operation], int]] = {Set: 1, Merge: 2, Update: 3, Delete: 4}
+_OF_NUMBER: Final = {"increment": Increment, "maximum": Maximum, "minimum": Minimum}
+_OF_LIST: Final = {"union": ArrayUnion, "remove": ArrayRemove}
+_WORDS: Final = {kind: word for word, kind in {**_OF_NUMBER, **_OF_LIST}.items()}
 
 
 class EncodedOperation(NamedTuple):
@@ -39,7 +66,7 @@ class EncodedOperation(NamedTuple):
     fields: bytes
     """The fields in the text of `codec`; empty for a Delete."""
     removed: bytes
-    """JSON list of the key lists that lead to a `DELETE_FIELD`; empty for none."""
+    """JSON list of what stands for values, with its place (see the module); empty for none."""
 
     @property
     def size(self) -> int:
@@ -61,9 +88,9 @@ def encode_operation(operation: Operation) -> EncodedOperation:
     fields = removed = b""
     if not isinstance(operation, Delete):
         data = operation.data
-        if not isinstance(operation, Set):
-            places: list[list[str]] = []
-            kept = _without_removals(data, [], places)
+        if not isinstance(operation, Set) or operation.transforms:
+            places: list[Any] = []
+            kept = _without_places(operation, data, [], places)
             if places:
                 data, removed = kept, json.dumps(places).encode()
         fields = codec.encode(data, operation.path).encode()
@@ -93,15 +120,28 @@ def decode_operation(encoded: EncodedOperation) -> Operation:
         raise StoreCorrupt(f"an operation cannot be read: {error}") from error
 
 
+def normal_operation(operation: Operation) -> Operation:
+    """Return an operation with transforms as it would be read back, its precondition kept.
+
+    Its values are then those that a store holds, with which lists can be compared. Others are
+    returned as they are. RequestError as for `encode_operation`. O(size).
+    """
+    if not has_transforms(operation):
+        return operation
+    plain = replace(operation, precondition=None)
+    normal = decode_operation(encode_operation(plain))
+    return replace(normal, precondition=operation.precondition)
+
+
 def _make(kind: int, path: str, fields: str, removed: bytes) -> Operation:
     if kind == _KINDS[Delete]:
         return Delete(path)
     data = codec.decode(fields, path)
-    for trail in _read_places(removed):
+    for trail, value in _read_places(removed, path):
         place = data
         for name in trail[:-1]:
             place = place[name]
-        place[trail[-1]] = DELETE_FIELD
+        place[trail[-1]] = value
     frozen: Mapping[str, Any] = freeze(data)
     if kind == _KINDS[Set]:
         return Set(path, frozen)
@@ -112,24 +152,51 @@ def _make(kind: int, path: str, fields: str, removed: bytes) -> Operation:
     raise ValueError(f"its kind {kind} is unknown")
 
 
-def _read_places(removed: bytes) -> list[list[str]]:
-    places: list[list[str]] = json.loads(removed) if removed else []
-    for trail in [places, *places]:
-        if type(trail) is not list or (trail is not places and not trail):
-            raise ValueError("the places of removed fields are lists of names")
-    return places
+def _read_places(removed: bytes, path: str) -> Iterator[tuple[list[str], Any]]:
+    places = json.loads(removed) if removed else []
+    if type(places) is not list:
+        raise ValueError("the places of removed fields are a list")
+    for item in places:
+        trail = item["at"] if type(item) is dict else item
+        if type(trail) is not list or not trail:
+            raise ValueError("the place of a removed field is a list of names")
+        yield trail, DELETE_FIELD if trail is item else _read_transform(item, path)
 
 
-def _without_removals(
-    data: Mapping[str, Any], trail: list[str], places: list[list[str]]
+def _read_transform(item: dict[str, Any], path: str) -> Any:
+    word = item["do"]
+    if word == "time":
+        return SERVER_TIMESTAMP
+    (operand,) = codec.decode(item["with"], path).values()
+    if word in _OF_LIST:
+        return _OF_LIST[word](operand)
+    return _OF_NUMBER[word](operand)
+
+
+def _transform_item(value: Any, trail: list[str], path: str) -> dict[str, Any]:
+    if value is SERVER_TIMESTAMP:
+        return {"at": trail, "do": "time"}
+    operand = list(value.values) if isinstance(value, (ArrayUnion, ArrayRemove)) else value.value
+    # The field's name is for the text of an error.
+    text = codec.encode({".".join(trail): operand}, path)
+    return {"at": trail, "do": _WORDS[type(value)], "with": text}
+
+
+def _without_places(
+    operation: Operation, data: Mapping[str, Any], trail: list[str], places: list[Any]
 ) -> dict[str, Any]:
-    """Copy the maps of `data` without `DELETE_FIELD`, noting where each one was."""
+    """Copy the maps of `data` without what stands for values, noting where each one was.
+
+    A `DELETE_FIELD` of a Set stays, for `codec` to refuse.
+    """
     kept: dict[str, Any] = {}
     for key, value in data.items():
-        if value is DELETE_FIELD:
+        if isinstance(value, Transform):
+            places.append(_transform_item(value, [*trail, key], operation.path))
+        elif value is DELETE_FIELD and not isinstance(operation, Set):
             places.append([*trail, key])
         elif isinstance(value, Mapping):
-            kept[key] = _without_removals(value, [*trail, key], places)
+            kept[key] = _without_places(operation, value, [*trail, key], places)
         else:
             kept[key] = value
     return kept

@@ -52,6 +52,7 @@ from beastmode.stores.documents import (
 )
 from beastmode.stores.lender import Lender
 from beastmode.stores.matching import Matcher, sort_rows
+from beastmode.stores.operation_codec import normal_operation
 from beastmode.stores.sqlite_commit import Changes, Key, look_up, prune
 from beastmode.stores.sqlite_file import NEWEST, Connection, SQLiteFile
 from beastmode.stores.sqlite_query import condition
@@ -229,8 +230,11 @@ class SQLiteStore:
         document that does not exist results in the newest version of the file.
         """
         keys = [_checked(operation) for operation in operations]
+        operations = [normal_operation(operation) for operation in operations]
         bodies = [
-            codec.encode(operation.data, operation.path) if type(operation) is Set else None
+            codec.encode(operation.data, operation.path)
+            if type(operation) is Set and not operation.transforms
+            else None
             for operation in operations
         ]
         end = self._begin("commit", deadline)

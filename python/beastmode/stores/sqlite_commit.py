@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Final
 
 from beastmode.errors import PreconditionFailed, StoreCorrupt, WriteRejected
 from beastmode.stores import codec
 from beastmode.stores.documents import Delete, Operation, apply
 from beastmode.stores.sqlite_file import NEWEST, Connection
+from beastmode.stores.values import time_of
 
 __all__ = ["Changes", "Key", "State", "look_up", "prune"]
 
@@ -21,6 +23,8 @@ State = tuple[int | None, str | None]
 _PUT: Final = "INSERT OR REPLACE INTO docs VALUES (?, ?, ?, ?)"
 _REMOVE: Final = "DELETE FROM docs WHERE parent = ? AND id = ?"
 _RECORD: Final = "INSERT INTO changes VALUES (?, ?, ?, ?)"
+_SECOND: Final = 1_000_000_000
+_MS: Final = 1_000_000
 _LOOKUP_SIZES: Final = (1, 8, 64, 512)
 _LOOKUP: Final = "SELECT id, version, body FROM docs WHERE parent = ? AND id IN "
 _LOOKUPS: Final = {size: f"{_LOOKUP} ({', '.join('?' * size)})" for size in _LOOKUP_SIZES}
@@ -31,7 +35,7 @@ class Changes:
 
     The documents named by `keys` are read at once, `apply` works in memory, `write` writes each
     changed document once. Every change has its own version, greater than all in the file and not
-    behind the clock.
+    behind the clock; a `SERVER_TIMESTAMP` is that of the first, to the millisecond.
     """
 
     def __init__(self, held: Connection, keys: Sequence[Key], clock_ns: Callable[[], int]) -> None:
@@ -39,17 +43,18 @@ class Changes:
         self._states = look_up(held, keys)
         self._newest: int = held.execute(NEWEST).fetchone()[0]
         self._next: int = max(clock_ns(), self._newest + 1)
+        self._now = time_of(self._next // _SECOND, self._next % _SECOND // _MS * _MS)
         self.written: dict[Key, State] = {}
 
     def apply(self, operation: Operation, key: Key, body: str | None) -> int:
         """Apply one operation and return the resulting version.
 
-        `body` is a Set's fields as text. Raises PreconditionFailed, DocumentMissing, and
-        RequestError for a value that cannot be kept.
+        `body` is a Set's fields as text, where it has no transforms. Raises PreconditionFailed,
+        DocumentMissing, and RequestError for a value that cannot be kept.
         """
         version, before = state = self._states.get(key, (None, None))
         _check_precondition(operation, version)
-        after = _result(operation, state, body)
+        after = _result(operation, state, body, self._now)
         if after is None and before is None:
             return self._newest
         if (
@@ -121,7 +126,7 @@ def _check_precondition(operation: Operation, version: int | None) -> None:
         raise PreconditionFailed(f"{what}: it must be at version {wanted.version}, {held}")
 
 
-def _result(operation: Operation, before: State, given: str | None) -> str | None:
+def _result(operation: Operation, before: State, given: str | None, now: datetime) -> str | None:
     """Return the document's text after `operation`, None when it does not exist then."""
     if isinstance(operation, Delete):
         return None
@@ -133,5 +138,5 @@ def _result(operation: Operation, before: State, given: str | None) -> str | Non
     except StoreCorrupt as error:
         # One damaged document must not hold up the writes of all others.
         raise WriteRejected(f"{type(operation).__name__}: {error}") from error
-    data = apply(operation, held)
+    data = apply(operation, held, now=now)
     return None if data is None else codec.encode(data, operation.path)

@@ -21,7 +21,7 @@ equal, as are nan and nan; what is no list counts as an empty one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -98,7 +98,7 @@ class _OfNumber:
 
 @dataclass(frozen=True, slots=True)
 class _OfList:
-    values: tuple[Any, ...]
+    values: Sequence[Any]
 
     def __post_init__(self) -> None:
         values: object = self.values

@@ -12,6 +12,7 @@ The other types are Python's: None, bool, int, float, str, bytes, list and dict.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from math import isnan
@@ -266,7 +267,7 @@ class Reference:
 class Vector:
     """An embedding: one number or more, nan not among them, kept as a tuple of floats."""
 
-    values: tuple[float, ...]
+    values: Sequence[float]
 
     def __post_init__(self) -> None:
         values: object = self.values
