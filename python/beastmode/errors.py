@@ -18,6 +18,7 @@ BeastError
 +-- JournalError                the write journal cannot be used
 |   +-- JournalLocked           another process has it
 |   +-- JournalFull             the disk has no room for it; nothing was acknowledged
+|   +-- JournalDamaged          its file cannot be read; it was left as it is
 +-- ClosedError                 used after close()
 |   +-- ForkedError             used in a child of the process that made it
 +-- ConfigError (ValueError)    a setting is not allowed
@@ -41,6 +42,7 @@ __all__ = [
     "ConfigError",
     "DocumentMissing",
     "ForkedError",
+    "JournalDamaged",
     "JournalError",
     "JournalFull",
     "JournalLocked",
@@ -129,6 +131,10 @@ class JournalLocked(JournalError):
 
 class JournalFull(JournalError):
     """The disk has no room for the journal; nothing of this write was acknowledged."""
+
+
+class JournalDamaged(JournalError):
+    """The file of the write journal cannot be read; it was left as it is."""
 
 
 class ClosedError(BeastError):

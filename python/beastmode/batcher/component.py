@@ -387,9 +387,9 @@ class BeastModeBatcher:
                 self._started = True
 
     def _recover(self) -> None:
-        adopted, self._adopted = self._adopted, []
         own = [] if self._journal is None else [self._journal]
-        self._replayed += self._take_up([*adopted, *own])
+        self._replayed += self._take_up([*self._adopted, *own])
+        self._adopted.clear()
 
     def adopt(self, journals: Sequence[WriteJournal]) -> int:
         """Take over the journals of processes that have ended, the oldest first.

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 from beastmode.config._setting import PREFIX, Kind, Setting
 from beastmode.config._sources import FILE_VARIABLE, by_setting, read_file, refuse_unknown
 from beastmode.cost import Prices
+from beastmode.errors import ConfigError
 
 __all__ = ["SETTINGS", "BeastModeConfig", "ConfigRow", "Setting", "settings_table"]
 
@@ -135,6 +136,20 @@ class BeastModeConfig:
         None, "path", "File of the write journal; without it, store_path and -journal.db.",
         optional=True,
     )  # fmt: skip
+    journal_dir: str | None = _setting(
+        None, "path", "Directory in which each process has a journal of its own; not journal_path.",
+        optional=True,
+    )  # fmt: skip
+    commit_markers: Literal["transforms", "always"] = _setting(
+        "transforms", "choice",
+        "Which buffered commits carry a marker, so that repeating them changes nothing.",
+        choices=("transforms", "always"),
+    )  # fmt: skip
+    when_full: Literal["wait", "raise"] = _setting(
+        "wait", "choice",
+        "What a write does that finds the buffer full: wait for room until its deadline, or raise.",
+        choices=("wait", "raise"),
+    )  # fmt: skip
     audit_one_in: int = _setting(
         0, "int", "One of so many answers from the cache is compared with the store; 0 for none.",
         low=0, high=10**9, unit="answers",
@@ -167,6 +182,11 @@ class BeastModeConfig:
             object.__setattr__(self, name, value)
             if value != setting.default:
                 self._sources[name] = "argument"
+        if self.journal_path is not None and self.journal_dir is not None:
+            raise ConfigError(
+                f"journal_path={self.journal_path!r} and journal_dir={self.journal_dir!r} both "
+                "name the journal; give one of them"
+            )
 
     @classmethod
     def load(
@@ -243,7 +263,12 @@ class BeastModeConfig:
 
     @property
     def journal_file(self) -> str | None:
-        """Where the journal is: `journal_path`, else beside the store; None over :memory:."""
+        """Where the one journal is: `journal_path`, else beside the store.
+
+        None over :memory:, and with `journal_dir`.
+        """
+        if self.journal_dir is not None:
+            return None
         if self.journal_path is not None:
             return self.journal_path
         return None if self.store_path == ":memory:" else f"{self.store_path}-journal.db"

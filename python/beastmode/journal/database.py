@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from beastmode.errors import JournalError, JournalFull
+from beastmode.errors import JournalDamaged, JournalError, JournalFull
 from beastmode.journal.batches import BatchTable
 from beastmode.journal.records import DeadLetter, RecordError, read_record, to_record
 from beastmode.journal.work import Note, Settled
@@ -354,7 +354,7 @@ class Database:
 
     def _damaged(self, what: str) -> JournalError:
         name = str(self._path)
-        return JournalError(
+        return JournalDamaged(
             f"the journal {name!r} is damaged: {what}. It was left as it is, for it may hold "
             "acknowledged writes that the store does not have. Either restore the file from a "
             f'backup, or rescue what is readable with: sqlite3 "{name}" .recover | sqlite3 '

@@ -91,15 +91,15 @@ class LifetimeLock:
     """An exclusive lock on the side file `journal.lock`, which holds the owner's process id.
 
     The file stays when the lock is released: removing it would let two processes each lock a
-    file of that name. A child made by fork must call `abandon`, or it would keep the lock after
-    its parent has ended.
+    file of that name (`remove` is for a name that never comes again). A child made by fork must
+    call `abandon`, or it would keep the lock after its parent has ended.
     """
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fd", "_path")
 
     def __init__(self, journal: Path) -> None:
         self._fd = -1
-        path = journal.with_name(journal.name + ".lock")
+        self._path = path = journal.with_name(journal.name + ".lock")
         try:
             fd = _open_private(path)
         except OSError as error:
@@ -127,6 +127,10 @@ class LifetimeLock:
         if fd >= 0:
             _unlock(fd)
             os.close(fd)
+
+    def remove(self) -> None:
+        """Remove the file, which the lock still holds."""
+        self._path.unlink(missing_ok=True)
 
     def __del__(self) -> None:
         # Of a journal that nobody closed: its owner could not even open it again.

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
@@ -51,7 +51,8 @@ class Journal(GroupCommit):
     (what was appended survives the end of the process) or "power" (also a power failure, at the
     price of a disk sync per group of appends). The file takes at most `max_bytes`; appends beyond
     raise JournalFull until operations are acknowledged. Of operations that were rejected the
-    newest `max_dead_letters` are kept.
+    newest `max_dead_letters` are kept. With `must_exist` a file that is not there is a
+    FileNotFoundError.
 
     Safe to share between threads. Raises JournalLocked when another process, or another Journal
     of this one, has the file, JournalError when it cannot be used, and ConfigError for a setting.
@@ -64,6 +65,7 @@ class Journal(GroupCommit):
         durability: Durability = "process",
         max_bytes: int = 1024 * 1024 * 1024,
         max_dead_letters: int = 10_000,
+        must_exist: bool = False,
     ) -> None:
         if durability not in get_args(Durability):
             raise ConfigError(f"durability must be 'process' or 'power', got {durability!r}")
@@ -75,6 +77,7 @@ class Journal(GroupCommit):
         self._closed = False
         self._lock = LifetimeLock(self._path)
         try:
+            self._check_presence(must_exist=must_exist)
             create_private(self._path)
             self._database = Database(
                 self._path, full_sync=durability == "power", max_bytes=max_bytes
@@ -311,6 +314,16 @@ class Journal(GroupCommit):
                 self._wake()
                 self._cond.wait(left)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be done: no operation, no batch, no marker, nothing to note.
+
+        Rejected operations and damaged records may be in it.
+        """
+        with self._cond:
+            idle = not (self._queue or self._busy or self._settled)
+            return idle and not self._database.records and not self._database.batches.count
+
     def get_stats(self) -> JournalReport:
         """Return the journal's counters; reads no table."""
         self._check_usable()
@@ -328,8 +341,12 @@ class Journal(GroupCommit):
             failures=self._failures,
         )
 
-    def close(self, timeout: float = _CLOSE_S) -> None:
+    def close(
+        self, timeout: float = _CLOSE_S, *, at_end: Callable[[], object] | None = None
+    ) -> None:
         """Write what was handed over, close the file and give its lock back. Idempotent.
+
+        `at_end` is called between the two: the files are nobody's then, and nobody can take them.
 
         Operations that are neither acknowledged nor rejected stay for the next start. In a child
         made by fork it does nothing: the file is the parent's. Raises JournalError when the disk
@@ -362,8 +379,15 @@ class Journal(GroupCommit):
                 )
             try:
                 self._database.close()
+                if at_end is not None:
+                    at_end()
             finally:
                 self._lock.release()
+
+    def _check_presence(self, *, must_exist: bool) -> None:
+        if must_exist and not self._path.exists():
+            self._lock.remove()
+            raise FileNotFoundError(f"there is no journal {self.path!r}")
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:

@@ -20,7 +20,7 @@ from beastmode.connections import BeastModeConnectionPool, ConnectionReport
 from beastmode.cost import Meter
 from beastmode.errors import ConfigError
 from beastmode.housekeeping import Housekeeper, JobReport
-from beastmode.journal import Journal
+from beastmode.optimizer.journals import Journals
 from beastmode.stores.base import AsyncStore, Store, StoreHealth
 from beastmode.stores.documents import Delete, Document, Operation, Set, freeze, has_transforms
 from beastmode.stores.guarded import GuardedAsyncStore, GuardedStore
@@ -101,12 +101,14 @@ class Parts:
                 undo.callback(store.close)
             elif isinstance(store, SQLiteStore):
                 config = config.replace(store_path=str(store.path))
-            elif config.write_mode == "write-behind" and config.journal_path is None:
+            elif config.write_mode == "write-behind" and not (
+                config.journal_path or config.journal_dir
+            ):
                 # A default would let the writes meant for one store be replayed into another.
                 raise ConfigError(
                     "journal_path must be given with a store of your own in write-behind mode: "
-                    "the file that keeps its acknowledged writes until the store has them; or "
-                    "choose write_mode='write-through'"
+                    "the file that keeps its acknowledged writes until the store has them, or "
+                    "journal_dir for several processes; or choose write_mode='write-through'"
                 )
             self.config = config
             # The breaker outside the meter: what it refuses is neither asked nor billed.
@@ -134,16 +136,16 @@ class Parts:
                 on_error=on_error,
             )
             undo.callback(self.cache.close)
-            self._journal: Journal | None = None
-            if config.write_mode == "write-behind" and config.journal_file is not None:
-                self._journal = Journal(config.journal_file, durability=config.durability)
-                undo.callback(self._journal.close)
+            self._journals = Journals(config, on_error)
+            undo.callback(self._journals.close)
             self.batcher = BeastModeBatcher(
                 self.store,
-                self._journal,
+                self._journals.own,
                 max_ops=config.batch_max_ops,
                 max_delay_s=config.batch_max_delay_ms / 1000,
                 mode=config.write_mode,
+                markers=config.commit_markers,
+                when_full=config.when_full,
                 on_accepted=self._on_accepted,
                 on_committed=self._on_committed,
                 on_failed=self._on_failed,
@@ -170,6 +172,7 @@ class Parts:
         jobs: dict[str, tuple[float, Callable[[], Any]]] = {
             "sync": (config.sync_interval_ms / 1000, self.sync.tick),
             "health": (config.healing_interval_s, self._keep_health),
+            "orphans": (config.healing_interval_s, lambda: self._journals.tend(self.batcher)),
             "zombies": (config.zombie_cleanup_interval_s, self._cleanup_zombies),
             "expiry": (_CLEANUP_S, lambda: self.cache.cleanup(_CLEANUP_ENTRIES)),
         }
@@ -190,7 +193,8 @@ class Parts:
             self.housekeeper.run_soon("sync")
 
     def start(self) -> None:
-        """Replay the journal, begin to follow changes and to keep house."""
+        """Replay the journals, begin to follow changes and to keep house."""
+        self._journals.tend(self.batcher)
         self.batcher.start()
         self.probe()
         self.sync.start()
@@ -257,8 +261,7 @@ class Parts:
         with contextlib.ExitStack() as stack:  # unwinds from the bottom; every step is taken
             if self._owned is not None:
                 stack.callback(self._owned.close)
-            if self._journal is not None:
-                stack.callback(self._journal.close)
+            stack.callback(self._journals.close)
             if self._bridge is not None:
                 stack.callback(self._bridge.shut_down)
             stack.callback(self.connections.close)

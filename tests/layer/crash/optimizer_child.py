@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any
 
-from beastmode.optimizer import BeastModeOptimizer, parts
+from beastmode.optimizer import BeastModeOptimizer, journals
 from beastmode.requests import Request
 from beastmode.stores.documents import Operation, Precondition, Set
 from layer.crash.child import Death, DyingJournal, tell
@@ -86,7 +86,7 @@ def switch(optimizer: BeastModeOptimizer, seed: int) -> None:
 def main() -> None:
     store_path, mode, seed, point, nth = sys.argv[1:]
     SlowJournal.death = Death(point, int(nth))
-    parts.Journal = SlowJournal  # type: ignore[misc]
+    journals.Journal = SlowJournal  # type: ignore[misc]
     optimizer = BeastModeOptimizer(
         store_path, write_mode=mode, batch_max_ops=40, batch_max_delay_ms=20
     )
