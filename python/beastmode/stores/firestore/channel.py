@@ -71,7 +71,8 @@ class Place:
         """Return the options of a channel."""
         return [
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 500),
+            # How long connecting may take; it does not delay what comes after a refusal.
+            ("grpc.min_reconnect_backoff_ms", 3000),
             ("grpc.max_reconnect_backoff_ms", 1000),
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.keepalive_time_ms", round(self.keepalive_s * 1000)),

@@ -88,6 +88,7 @@ def open_watch(
         watch.feed.add(target)
         watch.wait(deadline)
     except BaseException:
-        watch.close()
+        # Closing gives the server time to end the stream; the caller's time is over.
+        threading.Thread(target=watch.close, name="beastmode-listen-close", daemon=True).start()
         raise
     return watch
