@@ -11,6 +11,7 @@ import platform
 import sys
 import textwrap
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -24,11 +25,14 @@ from rich.text import Text
 
 from beastcore import __version__, compiled
 from beastmode import demo as demonstration
+from beastmode import diagnostics
 from beastmode.config import SETTINGS, BeastModeConfig
 from beastmode.demo import show
 from beastmode.errors import BeastError, ConfigError, RequestError, TraceError
+from beastmode.stores.base import Store
+from beastmode.stores.sqlite import SQLiteStore
 
-__all__ = ["cli", "config", "demo", "run"]
+__all__ = ["check", "cli", "config", "demo", "run"]
 
 _QUICK_SECONDS: Final = 5.0
 _QUICK_TOTAL_SECONDS: Final = 16.0
@@ -87,6 +91,7 @@ def _examples(*lines: str) -> str:
     epilog=_examples(
         "beastmode demo --quick         watch what beast mode does, in 20 seconds",
         "beastmode config               the settings in effect and their sources",
+        "beastmode check                does Firestore work from here",
     ),
 )
 @click.version_option(__version__, "--version", message=_VERSION)
@@ -102,6 +107,7 @@ def cli(context: click.Context) -> None:
         "beastmode demo --quick",
         "beastmode demo --seconds 30 --json result.json",
         "beastmode demo --trace web07.npz --cache-entries 2000",
+        "beastmode demo --quick --store firestore",
     )
 )
 @click.option("--quick", is_flag=True, help="Shorter phases: it all takes less than 20 seconds.")
@@ -134,6 +140,12 @@ def cli(context: click.Context) -> None:
     help="Play a recorded trace: its array 'keys' holds one integer for each read.",
 )
 @click.option(
+    "--store",
+    type=click.Choice(demonstration.STORES),
+    help="Play on a SQLite file, or on the Firestore emulator (of FIRESTORE_EMULATOR_HOST, else "
+    "one started for it).  [sqlite]",
+)
+@click.option(
     "--keep",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -149,7 +161,7 @@ def cli(context: click.Context) -> None:
 def demo(json_file: Path | None, *, quick: bool, **given: Any) -> int:
     """Play requests with beast mode disabled, then enabled.
 
-    Makes a SQLite store in a temporary folder, plays reads (by a Zipf law), writes and heartbeats
+    Makes a store of its own, plays reads (by a Zipf law), writes and heartbeats
     of connected users through the optimizer, and prints the key figures side by side with how they
     were measured. Settings come from the same places as for 'beastmode config'.
     """
@@ -220,6 +232,55 @@ def config(file: Path | None, changes: tuple[str, ...], *, as_json: bool) -> Non
     widths = [max(len(row[column]) for row in table) for column in range(2)]
     for name, value, source in table:
         click.echo(f"{name:{widths[0]}}  {value:{widths[1]}}  {source}")
+
+
+@cli.command(
+    epilog=_examples(
+        "beastmode check --project my-project",
+        "FIRESTORE_EMULATOR_HOST=localhost:8080 beastmode check",
+        "beastmode check --sqlite app.db --json",
+    )
+)
+@click.option(
+    "--project", metavar="P", help="Project.  [GOOGLE_CLOUD_PROJECT, or the credentials']"
+)
+@click.option("--database", default="(default)", metavar="D", help="Database.  [(default)]")
+@click.option("--emulator", metavar="HOST:PORT", help="Emulator.  [FIRESTORE_EMULATOR_HOST]")
+@click.option("--sqlite", type=click.Path(path_type=Path), metavar="FILE", help="Check this store.")
+@click.option("--deadline", type=float, default=5.0, metavar="S", help="Seconds for a step.  [5]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(
+    project: str | None,
+    database: str,
+    emulator: str | None,
+    sqlite: Path | None,
+    deadline: float,
+    *,
+    as_json: bool,
+) -> int:
+    """Try out the store: reach it, write, read, listen; and tell how long each took.
+
+    It is Firestore unless --sqlite is given. Writes one document, _bm_check/..., a few times and
+    removes it. Fails at the first step that does not work.
+    """
+    if not 0 < deadline <= 3600:
+        raise click.UsageError(f"--deadline must be above 0 and at most 3600, got {deadline:g}")
+
+    def open_store() -> tuple[Store, str]:
+        if sqlite is not None:
+            return SQLiteStore(sqlite), f"SQLite file {sqlite}"
+        return diagnostics.firestore_store(project, database, emulator)
+
+    def tell(step: diagnostics.Step) -> None:
+        if not as_json:
+            state = "ok" if step.ok else "FAILED"
+            line = f"{state:6}  {step.name:14} {step.seconds * 1000:8.1f} ms  {step.detail}"
+            click.echo(line.rstrip())
+
+    steps = diagnostics.diagnose(open_store, deadline_s=deadline, on_step=tell)
+    if as_json:
+        click.echo(json.dumps([asdict(step) for step in steps], indent=1))
+    return 0 if all(step.ok for step in steps) else 1
 
 
 def _arguments(changes: tuple[str, ...]) -> dict[str, Any]:

@@ -15,33 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beastmode import commands
 from beastmode.config import SETTINGS, BeastModeConfig
 from beastmode.errors import StoreUnavailable
 
 TINY = ("--documents=200", "--users=20", "--requests=1500", "--seconds=20", "--workers=8")
 
-Outcome = tuple[int, str, str]
-Program = Callable[..., Outcome]
-
-
-@pytest.fixture
-def beastmode(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Program:
-    """Run the program in this process, in an empty folder and without settings around it."""
-    for name in list(os.environ):
-        if name.startswith("BEASTMODE_"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments: object) -> Outcome:
-        code = commands.run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+Program = Callable[..., tuple[int, str, str]]
 
 
 # -- demo ------------------------------------------------------------------------------------------

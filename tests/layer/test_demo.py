@@ -21,6 +21,7 @@ import pytest
 import beastcore
 from beastmode.config import BeastModeConfig
 from beastmode.demo import DemoOptions, DemoResult, Progress, run_demo, show, write_json
+from beastmode.demo.backends import open_backend
 from beastmode.demo.play import PATIENCE_S, Player, Written
 from beastmode.demo.run import _check_writes
 from beastmode.demo.traces import read_trace
@@ -28,6 +29,7 @@ from beastmode.demo.workload import HEARTBEAT, READ, WRITE, Mix, Operation, Trac
 from beastmode.errors import BeastError, ConfigError, StoreUnavailable, TraceError
 from beastmode.requests import Request, Response
 from beastmode.stores.sqlite import SQLiteStore
+from beastmode.testing.pytest_plugin import Firestore
 
 SMALL = {"documents": 300, "users": 40, "requests": 3_000, "seconds": 60.0, "workers": 8}
 CONFIG = BeastModeConfig()
@@ -328,6 +330,30 @@ def test_a_folder_that_everybody_may_write_to(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_on_the_firestore_emulator(firestore: Firestore, temporary: Path) -> None:
+    steps: list[Progress] = []
+    options = DemoOptions(**{**SMALL, "documents": 700, "requests": 600, "store": "firestore"})
+    result = run_demo(options, on_progress=steps.append)
+    assert result.problems == []
+    assert result.store["documents"] == 700
+    assert firestore.host in result.store["software"]
+    for phase in (result.disabled, result.enabled):
+        assert phase.requests == 600
+        assert phase.failed == 0
+        assert phase.writes_found == phase.writes_acknowledged
+    assert 0 < result.enabled.store_reads < result.disabled.store_reads
+    assert "emulator" in " ".join(show.method(result))
+    assert "making a database of the Firestore emulator" in {step.title for step in steps}
+    assert not list(temporary.iterdir())
+
+
+def test_a_store_that_is_not_known() -> None:
+    with pytest.raises(ConfigError, match="store must be sqlite or firestore, got 'redis'"):
+        DemoOptions(store="redis")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="keep='a' goes with store='sqlite' alone"):
+        DemoOptions(store="firestore", keep=Path("a"))
+
+
 def test_paths_of_the_settings_are_left_alone(tmp_path: Path) -> None:
     store, journal = tmp_path / "mine.db", tmp_path / "mine-journal.db"
     config = CONFIG.replace(store_path=str(store), journal_path=str(journal), cache_ttl_s=60)
@@ -431,18 +457,17 @@ async def test_too_many_failures_end_it() -> None:
 
 
 def test_writes_that_are_lost_are_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    with SQLiteStore(path) as store:
-        store.load([("a/last", {"edit": "2"}), ("a/lost", {"edit": "1"}), ("a/other", {})])
+    with open_backend("sqlite", tmp_path) as backend:
+        backend.fill([("a/last", {"edit": "2"}), ("a/lost", {"edit": "1"}), ("a/other", {})], 10)
     written = {
         "a/last": [Written(0, 1, "1"), Written(2, 3, "2")],
         "a/lost": [Written(4, 5, "1"), Written(6, 7, "2")],  # the second began after the first
         "a/other": [Written(8, 9, "1")],
         "a/gone": [Written(10, 11, "1")],
     }
-    assert _check_writes(path, written) == (3, 6)
+    assert _check_writes(backend, written) == (3, 6)
     overlapping = {"a/lost": [Written(4, 7, "1"), Written(5, 6, "2")]}
-    assert _check_writes(path, overlapping) == (2, 2)
+    assert _check_writes(backend, overlapping) == (2, 2)
 
 
 def test_problems_name_what_must_not_happen(mixed: DemoResult) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, get_args
 
 from beastmode.errors import ConfigError
 
-__all__ = ["DemoOptions"]
+__all__ = ["STORES", "DemoOptions"]
+
+StoreKind = Literal["sqlite", "firestore"]
+STORES: Final[tuple[str, ...]] = get_args(StoreKind)
 
 _LIMITS: Final = {
     "documents": (1, 10_000_000),
@@ -46,6 +49,8 @@ class DemoOptions:
     """Size of the cache; None takes the setting `cache_max_entries`."""
     trace: Path | None = None
     """A .npz file with the keys of a recorded stream of reads, played instead of the mix."""
+    store: StoreKind = "sqlite"
+    """What is played on: a SQLite file, or a Firestore emulator."""
     keep: Path | None = None
     """Folder that the store is made in and left in; None: a temporary one."""
 
@@ -61,5 +66,9 @@ class DemoOptions:
                 raise ConfigError(f"{name} must be {noun}, got {value!r}")
             if math.isnan(value) or not low <= value <= high:
                 raise ConfigError(f"{name} must be from {low:,} to {high:,}, got {value!r}")
+        if self.store not in STORES:
+            raise ConfigError(f"store must be {' or '.join(STORES)}, got {self.store!r}")
+        if self.keep is not None and self.store != "sqlite":
+            raise ConfigError(f"keep={str(self.keep)!r} goes with store='sqlite' alone")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed must be an integer, got {self.seed!r}")

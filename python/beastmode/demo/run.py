@@ -8,15 +8,16 @@ import dataclasses
 import gc
 import os
 import platform
-import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from beastcore import __version__, compiled
 from beastmode.config import BeastModeConfig
+from beastmode.demo.backends import Backend, open_backend
 from beastmode.demo.options import DemoOptions
 from beastmode.demo.play import Moment, Player, Written
 from beastmode.demo.results import DemoResult, Phase
@@ -37,7 +38,6 @@ from beastmode.errors import ConfigError, JournalError
 from beastmode.journal.files import resolve_location
 from beastmode.optimizer import BeastModeOptimizer
 from beastmode.stats import Measurements, PerformanceStats
-from beastmode.stores.sqlite import SQLiteStore
 
 __all__ = ["Progress", "run_demo"]
 
@@ -82,23 +82,31 @@ def run_demo(
             f"got {options.users:,}"
         )
     keys = None if options.trace is None else read_trace(options.trace)
-    with _folder(options.keep) as folder:
-        path = folder / "demo.db"
-        config = config.replace(store_path=str(path), journal_path=f"{path}-journal.db")
+    with _folder(options.keep) as folder, open_backend(options.store, folder) as backend:
+        journal = folder / "demo.db-journal.db"
         if keys is None:
             workload: Workload = _draw(options, on_progress)
         else:
             workload = Trace(keys, options.requests)
-        store = _fill(path, workload, on_progress)
+        store = _fill(backend, workload, on_progress)
         seconds = options.seconds
         if options.total_seconds is not None:
             left = options.total_seconds - (time.monotonic() - began)
             seconds = min(seconds, max(_SHORTEST_S, left / (2 if keys is None else 1)))
         with _unburdened():
-            disabled = _phase("disabled", config, workload, options.workers, seconds, on_progress)
+            disabled = _phase(
+                "disabled",
+                backend.optimizer(config, journal),
+                backend,
+                workload,
+                options.workers,
+                seconds,
+                on_progress,
+            )
             enabled = _phase(
                 "enabled",
-                config,
+                backend.optimizer(config, journal),
+                backend,
                 workload,
                 options.workers,
                 seconds if keys is None else None,
@@ -108,7 +116,7 @@ def run_demo(
         disabled=disabled,
         enabled=enabled,
         conditions=_conditions(options, config, seconds),
-        store=store | {"path": str(path) if options.keep else None},
+        store=store | {"path": str(folder / "demo.db") if options.keep else None},
         trace=_trace(options.trace, workload),
     )
 
@@ -157,9 +165,9 @@ def _draw(options: DemoOptions, on_progress: OnProgress) -> Mix:
     return Mix(options.documents, options.users, requests, options.seed, tell)
 
 
-def _fill(path: Path, workload: Workload, on_progress: OnProgress) -> dict[str, Any]:
+def _fill(backend: Backend, workload: Workload, on_progress: OnProgress) -> dict[str, Any]:
     """Make the store; return what is to be told of it."""
-    title = "making a SQLite store"
+    title = f"making {backend.title}"
     total = workload.unique
     began = time.perf_counter()
 
@@ -169,16 +177,16 @@ def _fill(path: Path, workload: Workload, on_progress: OnProgress) -> dict[str, 
                 on_progress(Progress(title, done / total, f"{done:,} of {total:,} documents"))
             yield document
 
-    with SQLiteStore(path) as store:
-        count = store.load(told(), chunk=_CHUNK)
+    count = backend.fill(told(), _CHUNK)
     seconds = time.perf_counter() - began
     on_progress(Progress(title, 1.0, f"{count:,} documents in {seconds:.1f} s", finished=True))
-    return {"documents": count, "bytes": path.stat().st_size, "seconds": seconds}
+    return {"documents": count, "seconds": seconds, **backend.facts()}
 
 
 def _phase(
     name: str,
-    config: BeastModeConfig,
+    opened: AbstractContextManager[BeastModeOptimizer],
+    backend: Backend,
     workload: Workload,
     workers: int,
     seconds: float | None,
@@ -196,7 +204,7 @@ def _phase(
         text = f"{moment.done:,} requests, {rate:,.0f}/s{hits}"
         on_progress(Progress(title, min(1.0, share), text, finished))
 
-    with BeastModeOptimizer(config=config) as optimizer:
+    with opened as optimizer:
         if name == "disabled":
             optimizer.disable_beast_mode()
         for user in workload.users:
@@ -215,7 +223,7 @@ def _phase(
         stats = _of_window(optimizer.get_performance_stats(), player)
         parts = optimizer.get_stats()
     tell(player.moments[-1], finished=True)
-    found, acknowledged = _check_writes(Path(config.store_path), player.written)
+    found, acknowledged = _check_writes(backend, player.written)
     reads = player.sources[READ]
     read_count = reads.total()
     return Phase(
@@ -257,7 +265,7 @@ def _of_window(stats: PerformanceStats, player: Player) -> PerformanceStats:
     return dataclasses.replace(stats, window_s=player.elapsed_s, throughput=throughput)
 
 
-def _check_writes(path: Path, written: Mapping[str, list[Written]]) -> tuple[int, int]:
+def _check_writes(backend: Backend, written: Mapping[str, list[Written]]) -> tuple[int, int]:
     """Return how many acknowledged writes the store shows, and how many there were.
 
     A document shows its writes if it holds one of them and none began after that one was
@@ -265,7 +273,7 @@ def _check_writes(path: Path, written: Mapping[str, list[Written]]) -> tuple[int
     """
     found = acknowledged = 0
     paths = list(written)
-    with SQLiteStore(path) as store:
+    with backend.store() as store:
         for start in range(0, len(paths), _CHECKED_AT_ONCE):
             for document in store.get_many(paths[start : start + _CHECKED_AT_ONCE]):
                 writes = written[document.path]
@@ -296,7 +304,6 @@ def _conditions(options: DemoOptions, config: BeastModeConfig, seconds: float) -
         "version": __version__,
         "engine": "compiled" if compiled else "pure Python",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "sqlite": sqlite3.sqlite_version,
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
         "processors": _processors(),

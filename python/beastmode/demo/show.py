@@ -147,17 +147,13 @@ def _method(result: DemoResult) -> Iterator[str]:
     yield (
         f"Load: {of['workers']} concurrent workers in this process, on one event loop, each "
         "sends its next request when the last is answered (closed loop). So the store's queue "
-        "is part of the response time. No network anywhere. Users wait for an answer up to "
-        f"{PATIENCE_S:.0f} s."
+        "is part of the response time. Nothing leaves this machine. Users wait for an answer up "
+        f"to {PATIENCE_S:.0f} s."
     )
-    size = result.store["bytes"] / 2**20
+    yield f"Store: {result.store['about']}"
     yield (
-        f"Store: an embedded SQLite file on this machine ({size:,.0f} MiB, warm in the system's "
-        "page cache). A store behind a network answers more slowly: not measured here."
-    )
-    yield (
-        f"Phases: an optimizer each, over the same file; {_ends(off, on)}. Prepared requests are "
-        "kept out of Python's garbage collector; cached documents are not."
+        f"Phases: an optimizer each, over the same documents; {_ends(off, on)}. Prepared "
+        "requests are kept out of Python's garbage collector; cached documents are not."
     )
     yield (
         "Memory: all of this process, simulated users and requests included. Billed units: one "
@@ -171,7 +167,7 @@ def _method(result: DemoResult) -> Iterator[str]:
         yield f"Settings that are not the defaults: {changed}."
     yield (
         f"Machine: {of['processors']} processors, {of['architecture']}, {of['system']}; "
-        f"{of['python']}, SQLite {of['sqlite']}, beastcore {of['version']}, "
+        f"{of['python']}, {result.store['software']}, beastcore {of['version']}, "
         f"{of['engine']} engine."
     )
 
