@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from beastmode.stores.documents import Document, freeze
+from beastmode.stores.base import Query, QueryResult
+from beastmode.stores.documents import Document, collection_of, freeze
+from beastmode.stores.matching import Matcher, sort_rows
 
 WAIT_S = 20.0
 """How long a step may take before the test is given up; nothing waits that long when it works."""
@@ -24,12 +26,12 @@ class Hold:
 
     def __init__(self) -> None:
         self.entered = threading.Event()
-        self._gate: Future[Callable[[Document], Any] | None] = Future()
+        self._gate: Future[Callable[[Any], Any] | None] = Future()
 
     def wait_entered(self) -> None:
         assert self.entered.wait(WAIT_S), "no load came"
 
-    def release(self, result: Callable[[Document], Any] | None = None) -> None:
+    def release(self, result: Callable[[Any], Any] | None = None) -> None:
         """Let it return; `result(document)` may raise or return something else instead."""
         self._gate.set_result(result)
 
@@ -39,11 +41,11 @@ class Hold:
 
         self.release(throw)
 
-    def stop(self) -> Callable[[Document], Any] | None:
+    def stop(self) -> Callable[[Any], Any] | None:
         self.entered.set()
         return self._gate.result(WAIT_S)
 
-    async def astop(self) -> Callable[[Document], Any] | None:
+    async def astop(self) -> Callable[[Any], Any] | None:
         self.entered.set()
         return await asyncio.shield(asyncio.wrap_future(self._gate))
 
@@ -56,9 +58,10 @@ class ScriptedStore:
         self.version = 0
         self.gets: list[str] = []
         self.batches: list[list[str]] = []
+        self.queries: list[Query] = []
         self.deadlines: list[float | None] = []
         self.error: BaseException | None = None
-        self.answer: Callable[[Document], Any] | None = None
+        self.answer: Callable[[Any], Any] | None = None
         self._holds: dict[str, deque[Hold]] = defaultdict(deque)
         self._lock = threading.Lock()
 
@@ -89,7 +92,7 @@ class ScriptedStore:
             holds = self._holds[path]
             return document, holds.popleft() if holds else None
 
-    def _leave(self, document: Document, script: Callable[[Document], Any] | None) -> Any:
+    def _leave(self, document: Any, script: Callable[[Any], Any] | None) -> Any:
         if script is not None:
             return script(document)
         if self.error is not None:
@@ -107,6 +110,28 @@ class ScriptedStore:
         self.deadlines.append(deadline)
         entered = [self._enter(path) for path in paths]
         return [self._leave(document, held.stop() if held else None) for document, held in entered]
+
+    def _find(self, query: Query) -> tuple[QueryResult, Hold | None]:
+        matcher = Matcher(query)
+        with self._lock:
+            rows = [
+                (matcher.keys(document.data), path, document)
+                for path, document in self.documents.items()
+                if collection_of(path) == query.collection
+                and document.data is not None
+                and matcher(document.data)
+            ]
+            holds = self._holds[query.collection]
+            hold, version = holds.popleft() if holds else None, self.version
+        sort_rows(rows, matcher.orders)
+        return QueryResult([row[2] for row in rows][: query.limit], version), hold
+
+    def query(self, query: Query, *, deadline: float | None = None) -> Any:
+        """Hold it by its collection's path."""
+        self.queries.append(query)
+        self.deadlines.append(deadline)
+        result, held = self._find(query)
+        return self._leave(result, held.stop() if held else None)
 
 
 class ScriptedAsyncStore:
@@ -130,3 +155,11 @@ class ScriptedAsyncStore:
         entered = [store._enter(path) for path in paths]
         await asyncio.sleep(0)
         return [store._leave(doc, await held.astop() if held else None) for doc, held in entered]
+
+    async def query(self, query: Query, *, deadline: float | None = None) -> Any:
+        store = self.store
+        store.queries.append(query)
+        store.deadlines.append(deadline)
+        result, held = store._find(query)
+        await asyncio.sleep(0)
+        return store._leave(result, await held.astop() if held else None)

@@ -17,7 +17,7 @@ import pytest
 
 from beastcore import Cache
 from beastmode.cache import Answer, BeastModeCache, Rule
-from beastmode.errors import StoreUnavailable
+from beastmode.errors import ConfigError, StoreUnavailable
 from beastmode.stores.base import Change
 from beastmode.stores.documents import Document, Merge, Update, freeze
 from scripted import WAIT_S, Hold, ScriptedAsyncStore, ScriptedStore
@@ -565,6 +565,62 @@ def test_a_write_past_the_cache_keeps_it_out(cache: BeastModeCache, store: Scrip
         newest = store.put(KEY, n=3)
         raise ZeroDivisionError
     assert cache.get(KEY).document == newest
+
+
+# -- C14: after an outage not everything is loaded at once --------------------------------------
+
+
+def test_loads_of_what_is_in_doubt_are_limited(store: ScriptedStore, clock: FakeClock) -> None:
+    cache = BeastModeCache(store, ttl_s=100, max_stale_s=10, reload_rate=20, timer=clock)
+    paths = [f"users/{number}" for number in range(100)]
+    for path in paths:
+        store.put(path, n=1)
+    cache.get_many(paths)
+    for path in paths:
+        store.put(path, n=2)  # during the outage, and nobody heard of it
+    cache.mark_unverified()
+    store.gets.clear()
+
+    def sources() -> dict[str, int]:
+        found = [cache.get(path).source for path in paths]
+        return {source: found.count(source) for source in ("hit", "stale", "store")}
+
+    assert sources() == {"hit": 0, "stale": 80, "store": 20}
+    assert sources() == {"hit": 20, "stale": 80, "store": 0}
+    clock.advance(0.5)
+    assert [answer.source for answer in cache.get_many(paths)].count("store") == 10
+    clock.advance(60)  # the bucket holds no more than a second's, and max_stale_s has passed
+    assert sources() == {"hit": 30, "stale": 0, "store": 70}, "nothing is older than its bound"
+    assert {cache.get(path).document.data["n"] for path in paths} == {2}  # type: ignore[index]
+    assert cache.get_stats().reloads_limited == 80 + 80 + 70
+    assert store.loads_of(paths[0]) == 2
+    cache.close()
+
+
+def test_what_is_merely_old_or_new_is_not_limited(store: ScriptedStore, clock: FakeClock) -> None:
+    cache = BeastModeCache(store, ttl_s=100, max_stale_s=10, reload_rate=1, timer=clock)
+    paths = [f"users/{number}" for number in range(9)]
+    for _ in range(2):
+        assert {cache.get(path).source for path in paths} == {"store"}
+        clock.advance(100)
+    with pytest.raises(ConfigError, match="reload_rate"):
+        BeastModeCache(store, reload_rate=0.5)
+    cache.close()
+
+
+def test_background_loads_of_what_is_in_doubt_are_limited_too(
+    store: ScriptedStore, clock: FakeClock
+) -> None:
+    cache = BeastModeCache(
+        store, max_stale_s=10, stale_while_revalidate_s=10, reload_rate=3, timer=clock
+    )
+    paths = [f"users/{number}" for number in range(9)]
+    cache.get_many(paths)
+    cache.mark_unverified()
+    assert {cache.get(path).source for path in paths} == {"stale"}
+    assert cache.get_stats().refreshes == 3
+    assert cache.get_stats().reloads_limited == 6
+    cache.close()
 
 
 # -- uncacheable and re-entrant ----------------------------------------------------------------

@@ -8,8 +8,18 @@ changes keeps what is held fresh.
 from __future__ import annotations
 
 from beastmode.cache.lease import Lease
+from beastmode.cache.query_loader import QueryAnswer
 from beastmode.cache.readthrough import BeastModeCache
-from beastmode.cache.report import Answer, CacheReport, Source
+from beastmode.cache.report import Answer, CacheReport, QueryReport, Source
 from beastmode.cache.rules import Rule
 
-__all__ = ["Answer", "BeastModeCache", "CacheReport", "Lease", "Rule", "Source"]
+__all__ = [
+    "Answer",
+    "BeastModeCache",
+    "CacheReport",
+    "Lease",
+    "QueryAnswer",
+    "QueryReport",
+    "Rule",
+    "Source",
+]

@@ -1,4 +1,4 @@
-"""Flights: one load of one key from the store, and the readers that wait for it.
+"""Flights: one load of one key, or of one query, and the readers that wait for it.
 
 A flight is started by one reader, the leader, and joined by every reader of the same key that
 comes while it is in the air; threads and event loops mix freely. Its outcome is a concurrent
@@ -19,10 +19,10 @@ import contextvars
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
 
 from beastmode.cache.rules import Key, Policy
 from beastmode.errors import CacheError, StoreTimeout
-from beastmode.stores.documents import Document
 
 __all__ = ["GRACE_S", "AbandonedError", "Flight", "is_loading", "loading", "running_loop"]
 
@@ -33,11 +33,14 @@ _POLL_S = 0.05
 """How often a waiter looks whether the event loop that leads its flight still runs."""
 
 
+Loaded = TypeVar("Loaded")
+
+
 class AbandonedError(CacheError):
     """The load was cancelled before it ended."""
 
 
-class Flight:
+class Flight(Generic[Loaded]):
     """One load of one key. All fields but `future` are guarded by the owner's lock."""
 
     __slots__ = (
@@ -55,7 +58,7 @@ class Flight:
 
     def __init__(
         self,
-        key: Key,
+        key: Any,
         path: str,
         policy: Policy,
         *,
@@ -78,9 +81,9 @@ class Flight:
         """The token: once False, what it brings must not be installed."""
         self.settled = False
         """True once someone has taken on resolving it."""
-        self.future: Future[Document] = Future()
+        self.future: Future[Loaded] = Future()
 
-    def resolve(self, outcome: Document | Exception) -> None:
+    def resolve(self, outcome: Loaded | Exception) -> None:
         """Hand `outcome` to every waiter; call it once, without holding a lock."""
         if isinstance(outcome, Exception):
             self.future.set_exception(outcome)
@@ -102,7 +105,7 @@ class Flight:
         loop = self.loop
         return self.is_dead() or (loop is not None and (loop is mine or not loop.is_running()))
 
-    def outcome(self, limit: float) -> Document | Exception:
+    def outcome(self, limit: float) -> Loaded | Exception:
         """Wait in this thread until `limit` (`time.monotonic`) and return how it ended."""
         future = self.future
         while True:
@@ -120,7 +123,7 @@ class Flight:
                 return future.result()
             return error if isinstance(error, Exception) else self._abandoned()
 
-    async def aoutcome(self, limit: float) -> Document | Exception:
+    async def aoutcome(self, limit: float) -> Loaded | Exception:
         """Wait in the running event loop until `limit` and return how it ended."""
         if not self.future.done():
             mine = asyncio.get_running_loop()

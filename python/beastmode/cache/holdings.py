@@ -20,7 +20,7 @@ from beastcore import Cache
 from beastmode.cache.lease import Interest, Lease
 from beastmode.cache.rules import Key, Policy, RuleBook
 from beastmode.errors import RequestError
-from beastmode.stores.documents import Document
+from beastmode.stores.documents import Document, collection_of
 
 __all__ = ["DOUBTED", "PROVISIONAL", "Entry", "Holdings", "Shelf", "check_prefix", "is_under"]
 
@@ -91,6 +91,8 @@ class Holdings:
         self.shares_keys = book.shares_keys
         """True when no rule is `per_user`: then a path is its own key."""
         self.interest = Interest()
+        self.leases: dict[str, Lease] = {}
+        """Who vouches for whole collections, and so for what is installed in them."""
         self._jitter = jitter
         self._shelves: weakref.WeakValueDictionary[str, Shelf] = weakref.WeakValueDictionary()
 
@@ -110,7 +112,8 @@ class Holdings:
     ) -> None:
         """Hold `document`, known from the store since `loaded_at`, under `key`. O(1).
 
-        Who vouched for what was held vouches for this too: it hears every later change.
+        Who vouched for what was held, or vouches for the collection, vouches for this too: it
+        hears every later change.
         """
         ttl = self._lifetime(document, policy)
         if ttl <= 0:
@@ -118,6 +121,8 @@ class Holdings:
             return
         before: Entry | None = self.engine.peek(key)
         lease = None if before is None else before.lease
+        if lease is None and self.leases:
+            lease = self.leases.get(collection_of(path))
         if lease is None:
             self.interest.note(path)
         shelf = None
@@ -196,6 +201,16 @@ class Holdings:
             entry.lease = None
             self._limit(key, entry, now)
 
+    def uncover_collection(self, collection: str, lease: Lease, now: float) -> None:
+        """As `uncover`, for what `lease` covers directly in a collection. O(entries)."""
+        paths = {
+            entry.document.path
+            for entry in self.engine.values()
+            if entry.lease is lease and collection_of(entry.document.path) == collection
+        }
+        for path in paths:
+            self.uncover(path, now)
+
     def doubt(self, path: str, now: float) -> int:
         """Make a path's entries overdue from `now` on, whoever vouched for them; their number."""
         doubted = 0
@@ -238,6 +253,13 @@ class Holdings:
         if entry is None or entry.document.version <= version:
             return None
         return entry.document
+
+    def has(self, key: Key, version: int) -> bool:
+        """Return whether something newer is held under `key`, or this version and beyond doubt."""
+        entry: Entry | None = self.engine.peek(key)
+        if entry is None or entry.document.version < version:
+            return False
+        return entry.document.version > version or not (entry.flags or entry.lease is None)
 
     def drop(self, path: str) -> int:
         """Drop a path's entries, every user's; the number of them."""

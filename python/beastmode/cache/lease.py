@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["Interest", "Lease"]
+__all__ = ["Interest", "Lease", "ReloadLimit"]
 
 _MOST_PATHS: Final = 65_536
 
@@ -81,3 +81,27 @@ class Interest:
         self.forget(taken)
         lost, self.lost = self.lost > 0, 0
         return taken, lost
+
+
+class ReloadLimit:
+    """How many doubted documents may be loaded: `rate` in a second, and no more at once.
+
+    A bucket of tokens that refills steadily. The owner's lock guards it.
+    """
+
+    __slots__ = ("_at", "_tokens", "rate")
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self._tokens = rate
+        self._at = -math.inf
+
+    def take(self, now: float) -> bool:
+        """Take one token, if there is one at `now` (seconds of the cache's timer). O(1)."""
+        if now > self._at:
+            self._tokens = min(self.rate, self._tokens + (now - self._at) * self.rate)
+            self._at = now
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True

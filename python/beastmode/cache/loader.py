@@ -4,6 +4,10 @@ What to load and what to do with it is decided by `table`; here is all of the ca
 threads and its tasks. A thread that reads does the loads that it leads itself. A coroutine's
 loads run detached, as a task of its loop (over an AsyncStore) or in one of the loader's few
 threads, so that cancelling it cancels nobody else's load.
+
+Single reads that coroutines begin in one turn of their event loop can be gathered into one call
+of the store. Nobody waits longer for that: the task that loads is made by the first of them, and
+what has joined by the time it runs, which is in the next turn, is loaded with it.
 """
 
 from __future__ import annotations
@@ -16,12 +20,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
-from beastmode.cache.flights import GRACE_S, Flight, loading, running_loop
+from beastmode.cache.flights import GRACE_S, loading, running_loop
 from beastmode.cache.state import CacheState
-from beastmode.cache.table import Read
+from beastmode.cache.table import DocumentFlight, Read
 from beastmode.errors import ClosedError, LoadError, StoreTimeout, StoreUnavailable
 from beastmode.stores.base import AsyncStore, Store
 from beastmode.stores.documents import Document
@@ -33,6 +37,8 @@ _log = logging.getLogger(__name__)
 _THREADS: Final = 4
 """Threads for background refreshes, and for loads of coroutines where there is no AsyncStore."""
 _FEWEST_TASKS: Final = 64
+_MOST_GATHERED: Final = 500
+"""Single reads of one turn that are loaded by one call."""
 _MAX_QUEUED: Final = 10_000
 """Documents that may wait for one of the threads; further loads fail as if the store were down."""
 
@@ -49,6 +55,7 @@ class Loader:
         deadline_s: float,
         timer: Callable[[], float],
         on_error: Callable[[BaseException], object] | None,
+        gather: bool,
     ) -> None:
         self._state = state
         self._table = state.table
@@ -57,6 +64,8 @@ class Loader:
         self._load_deadline_s = deadline_s
         self._timer = timer
         self._on_error = on_error
+        self._gather = gather
+        self._turns: dict[asyncio.AbstractEventLoop, list[DocumentFlight]] = {}
         self._executor: ThreadPoolExecutor | None = None
         self._queued = 0
         self._workers: set[int] = set()
@@ -80,6 +89,9 @@ class Loader:
         for task in list(self._tasks):
             if task.get_loop().is_closed():
                 self._tasks.discard(task)
+        for loop in list(self._turns):
+            if loop.is_closed():
+                self._turns.pop(loop, None)
         self._prune_at = max(_FEWEST_TASKS, 2 * len(self._tasks))
 
     def read(self, reads: list[Read], deadline: float | None, *, one: bool = False) -> None:
@@ -124,8 +136,11 @@ class Loader:
             for flights, is_one in ((refresh, False), (led, one)):
                 if flights and self._async_store is None:
                     self._submit(flights, one=is_one)
+                elif flights and is_one and self._gather:
+                    self._join_turn(loop, flights[0], self._async_store)
                 elif flights:
-                    self._spawn(loop, flights, self._async_store, one=is_one)
+                    load = self._aload_flights(self._async_store, flights, one=is_one)
+                    self._spawn(loop, flights, load)
             waiting = [read for read in reads if read.answer is None]
             reads = []
             for read in waiting:
@@ -134,7 +149,7 @@ class Loader:
                 if not self._table.settle(read, outcome, now=self._timer(), limit=limit):
                     reads.append(read)
 
-    def _load_queued(self, flights: list[Flight], *, one: bool = False) -> None:
+    def _load_queued(self, flights: list[DocumentFlight], *, one: bool = False) -> None:
         """Load those of `flights` that anyone may still wait for; in one of our threads."""
         with self._state.gate.lock:
             self._queued -= len(flights)
@@ -142,7 +157,7 @@ class Loader:
         if wanted:
             self._load_flights(wanted, one=one)
 
-    def _load_flights(self, flights: list[Flight], *, one: bool = False) -> None:
+    def _load_flights(self, flights: list[DocumentFlight], *, one: bool = False) -> None:
         """Load `flights` in this thread and resolve every one of them, whatever happens."""
         try:
             deadline = flights[0].deadline
@@ -159,76 +174,128 @@ class Loader:
             self._abandon(flights)
 
     async def _aload_flights(
-        self, store: AsyncStore, flights: list[Flight], *, one: bool = False
+        self, store: AsyncStore | None, flights: list[DocumentFlight], *, one: bool = False
     ) -> None:
         """As `_load_flights`, in a task of its own."""
         try:
-            deadline = flights[0].deadline
-            left = deadline - time.monotonic() + GRACE_S
-            with loading(self._table, [flight.key for flight in flights]):
-                limit = asyncio.timeout(left)
-                try:
-                    async with limit:
-                        if one:
-                            documents: Any = [await store.get(flights[0].path, deadline=deadline)]
-                        else:
-                            paths = [flight.path for flight in flights]
-                            documents = await store.get_many(paths, deadline=deadline)
-                except TimeoutError as error:
-                    if not limit.expired():
-                        raise
-                    raise StoreTimeout(
-                        f"the store did not end the load of {flights[0].path!r} at its deadline"
-                    ) from error
-            self._land(flights, documents)
+            self._land(flights, await self._afetch(store, flights, one=one))
         except Exception as error:  # noqa: BLE001 - every waiter gets it, and it is counted
             self._fail(flights, error)
         finally:  # the task was cancelled or destroyed: the waiters begin again
             self._abandon(flights)
 
+    async def _afetch(
+        self, store: AsyncStore | None, flights: list[DocumentFlight], *, one: bool
+    ) -> Any:
+        assert store is not None
+        deadline = max(flight.deadline for flight in flights)
+        left = deadline - time.monotonic() + GRACE_S
+        with loading(self._table, [flight.key for flight in flights]):
+            limit = asyncio.timeout(left)
+            try:
+                async with limit:
+                    if one:
+                        return [await store.get(flights[0].path, deadline=deadline)]
+                    paths = [flight.path for flight in flights]
+                    return await store.get_many(paths, deadline=deadline)
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise StoreTimeout(
+                    f"the store did not end the load of {flights[0].path!r} at its deadline"
+                ) from error
+
+    def _join_turn(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        flight: DocumentFlight,
+        store: AsyncStore | None,
+    ) -> None:
+        """Load `flight` together with those that begin in the same turn of `loop`."""
+        flights = self._turns.get(loop)
+        if flights is not None and len(flights) < _MOST_GATHERED:
+            flights.append(flight)
+            return
+        flights = self._turns[loop] = [flight]
+        self._spawn(loop, flights, self._aload_turn(store, loop, flights))
+
+    async def _aload_turn(
+        self,
+        store: AsyncStore | None,
+        loop: asyncio.AbstractEventLoop,
+        flights: list[DocumentFlight],
+    ) -> None:
+        if self._turns.get(loop) is flights:
+            del self._turns[loop]
+        if len(flights) == 1:
+            await self._aload_flights(store, flights, one=True)
+            return
+        with self._state.gate.lock:
+            self._state.gathered += len(flights)
+        try:
+            self._land(flights, await self._afetch(store, flights, one=False))
+        except (StoreUnavailable, StoreTimeout) as error:
+            self._fail(flights, error)
+        except Exception:  # noqa: BLE001 - each load raises its own
+            # One document may be to blame, and the others' readers have nothing to do with it.
+            alone = [self._aload_flights(store, [flight], one=True) for flight in flights]
+            await asyncio.gather(*alone)
+        finally:
+            self._abandon(flights)
+
     def _spawn(
         self,
         loop: asyncio.AbstractEventLoop,
-        flights: list[Flight],
-        store: AsyncStore | None,
-        *,
-        one: bool,
+        flights: list[DocumentFlight],
+        load: Coroutine[Any, Any, None],
     ) -> None:
-        assert store is not None
         # A refresh outlives the read that started it and is none of its business.
         context = contextvars.Context() if flights[0].background else None
-        load: Coroutine[Any, Any, None] = self._aload_flights(store, flights, one=one)
         task = loop.create_task(load, context=context)
+        self.hold(task)
+        task.add_done_callback(functools.partial(self._ended, flights))
+
+    def hold(self, task: asyncio.Task[None]) -> None:
+        """Keep a task of the cache until it is done; `close` cancels it."""
         if len(self._tasks) >= self._prune_at:
             self.forget_closed_loops()
         self._tasks.add(task)
-        task.add_done_callback(functools.partial(self._ended, flights))
+        task.add_done_callback(self._tasks.discard)
 
-    def _ended(self, flights: list[Flight], task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+    def _ended(self, flights: list[DocumentFlight], task: asyncio.Task[None]) -> None:
+        if self._turns.get(task.get_loop()) is flights:
+            del self._turns[task.get_loop()]
         self._abandon(flights)  # a task cancelled before its first step has run nothing
 
-    def _submit(self, flights: list[Flight], *, one: bool = False) -> None:
+    def _submit(self, flights: list[DocumentFlight], *, one: bool = False) -> None:
         """Load `flights` in one of the cache's threads."""
         context = contextvars.Context() if flights[0].background else contextvars.copy_context()
         try:
             with self._state.gate.lock:
                 self._state.gate.check()
                 self._check_room(flights)
-                if self._executor is None:
-                    self._executor = ThreadPoolExecutor(
-                        _THREADS,
-                        "beastmode-cache",
-                        lambda: self._workers.add(threading.get_ident()),
-                    )
-                done = self._executor.submit(context.run, self._load_queued, flights, one=one)
+                done = self._threads().submit(
+                    context.run, functools.partial(self._load_queued, flights, one=one)
+                )
                 self._queued += len(flights)
             done.add_done_callback(lambda _: self._abandon(flights))  # it may never have run
         except (ClosedError, StoreUnavailable, RuntimeError) as error:
             # Too many, closed meanwhile, or no thread to be had.
             self._fail(flights, error)
 
-    def _check_room(self, flights: list[Flight]) -> None:
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(
+                _THREADS, "beastmode-cache", lambda: self._workers.add(threading.get_ident())
+            )
+        return self._executor
+
+    def in_thread(self, work: Callable[[], None]) -> Future[None]:
+        """Do `work` in one of the cache's threads; what keeps it from being done is raised."""
+        with self._state.gate:
+            return self._threads().submit(contextvars.copy_context().run, work)
+
+    def _check_room(self, flights: list[DocumentFlight]) -> None:
         # One list alone may be longer.
         if self._queued and self._queued + len(flights) > _MAX_QUEUED:
             raise StoreUnavailable(
@@ -236,7 +303,7 @@ class Loader:
                 f"{flights[0].path!r} was not asked for"
             )
 
-    def _land(self, flights: list[Flight], documents: Any) -> None:
+    def _land(self, flights: list[DocumentFlight], documents: Any) -> None:
         if not isinstance(documents, Sequence) or len(documents) != len(flights):
             raise LoadError(
                 f"the store was asked for {len(flights)} documents and returned {documents!r:.200}"
@@ -252,7 +319,7 @@ class Loader:
                     ),
                 )
 
-    def _fail(self, flights: list[Flight], error: Exception) -> None:
+    def _fail(self, flights: list[DocumentFlight], error: Exception) -> None:
         for flight in flights:
             self._table.fail(flight, error)
         if flights[0].background and not self._state.gate.closed:
@@ -264,7 +331,7 @@ class Loader:
                     _log.exception("on_error raised")
                     self._state.hook_errors += 1
 
-    def _abandon(self, flights: list[Flight]) -> None:
+    def _abandon(self, flights: list[DocumentFlight]) -> None:
         for flight in flights:
             if not flight.settled:
                 self._table.abandon(flight, "was cancelled before it ended")

@@ -11,13 +11,14 @@ from beastcore import Cache
 from beastcore._validate import check_callable, check_count, check_seconds
 from beastmode.cache.holdings import Entry
 from beastmode.cache.loader import Loader
+from beastmode.cache.query_loader import QueryAnswer, QueryLoader
 from beastmode.cache.report import Answer, CacheReport
 from beastmode.cache.rules import Key, Rule, RuleBook, check_lifetime, setting
 from beastmode.cache.state import CacheState
 from beastmode.cache.table import Read
 from beastmode.cache.upkeep import Upkeep
 from beastmode.errors import ClosedError, ConfigError, RequestError
-from beastmode.stores.base import AsyncStore, Store
+from beastmode.stores.base import AsyncStore, Query, Store
 from beastmode.stores.documents import Document, check_path
 
 __all__ = ["BeastModeCache"]
@@ -49,6 +50,15 @@ class BeastModeCache(Upkeep):
     `ttl_jitter`
         share from 0 to 1 by which times to live are shortened at random, so that documents
         loaded together do not all fall due together
+    `reload_rate`
+        documents in a second, and at once, that are loaded because they are in doubt; further
+        readers of such documents are served stale meanwhile, for at most `max_stale_s`. After an
+        outage this keeps a cache full of doubt from asking for everything at once
+    `coalesce_reads`
+        whether single reads that coroutines begin in one turn of their event loop are asked of
+        `async_store` in one `get_many`
+    `max_queries`, `max_query_documents`
+        most results of queries that are held, and most documents in all of them
     `timer`
         monotonic seconds for freshness. Deadlines are times of `time.monotonic` always
     `on_error`
@@ -77,6 +87,10 @@ class BeastModeCache(Upkeep):
         rules: Iterable[Rule] = (),
         load_deadline_s: float = 2.0,
         ttl_jitter: float = 0.0,
+        reload_rate: float = 1000.0,
+        coalesce_reads: bool = False,
+        max_queries: int = 1000,
+        max_query_documents: int = 100_000,
         timer: Callable[[], float] = time.monotonic,
         on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
@@ -97,6 +111,11 @@ class BeastModeCache(Upkeep):
         if not callable(timer):
             raise ConfigError(f"timer must be callable, got {timer!r}")
         load_deadline_s = setting(check_seconds, "load_deadline_s", load_deadline_s)
+        rate = setting(check_seconds, "reload_rate", reload_rate)
+        if rate < 1:
+            raise ConfigError(f"reload_rate must be at least 1 in a second, got {reload_rate!r}")
+        if not isinstance(coalesce_reads, bool):
+            raise ConfigError(f"coalesce_reads must be True or False, got {coalesce_reads!r}")
         book = RuleBook(
             rules,
             ttl=check_lifetime("ttl_s", ttl_s),
@@ -107,7 +126,15 @@ class BeastModeCache(Upkeep):
         self._engine: Cache[Key, Entry] = Cache(
             max_entries, timer=None if timer is time.monotonic else timer
         )
-        state = CacheState(self._engine, book, revalidate_s=revalidate, jitter=jitter)
+        state = CacheState(
+            self._engine,
+            book,
+            revalidate_s=revalidate,
+            jitter=jitter,
+            reload_rate=rate,
+            max_queries=setting(check_count, "max_queries", max_queries),
+            max_query_documents=setting(check_count, "max_query_documents", max_query_documents),
+        )
         super().__init__(state, timer)
         self._loader = Loader(
             state,
@@ -116,7 +143,9 @@ class BeastModeCache(Upkeep):
             deadline_s=load_deadline_s,
             timer=timer,
             on_error=on_error,
+            gather=coalesce_reads,
         )
+        self._queries = QueryLoader(state, self._loader, store, async_store, timer=timer)
         self._find: Callable[[Key], Entry | None] = self._engine.get
         self._shares_keys = book.shares_keys
 
@@ -203,6 +232,21 @@ class BeastModeCache(Upkeep):
             await self._loader.aread(list(missing.values()), deadline)
         return [_answer(missing[key]) if answer is None else answer for key, answer in found]
 
+    def query(self, query: Query, *, deadline: float | None = None) -> QueryAnswer:
+        """Return the documents that `query` describes, from a held result or from the store.
+
+        Results are held for collections that `cover_collection` covers, until something in them
+        changes. Readers of the same query at one moment share one call of the store, unless the
+        collection was written to in between. The caller's own writes must be in the store.
+        `deadline` is a time of `time.monotonic` (default: the store's). Errors: what the store
+        raised, StoreTimeout, LoadError.
+        """
+        return self._queries.query(_check_query(query), deadline)
+
+    async def aquery(self, query: Query, *, deadline: float | None = None) -> QueryAnswer:
+        """As `query`; a held result does not suspend."""
+        return await self._queries.aquery(_check_query(query), deadline)
+
     def warm(
         self, paths: Iterable[str], *, user: str | None = None, deadline: float | None = None
     ) -> int:
@@ -232,7 +276,7 @@ class BeastModeCache(Upkeep):
     def cleanup(self, limit: int | None = None) -> int:
         """Remove at most `limit` entries that are too old even to be served stale; the number."""
         self._state.gate.check()
-        self._state.table.reap()
+        self._state.reap()
         self._loader.forget_closed_loops()
         return self._engine.expire(limit)
 
@@ -314,6 +358,12 @@ def _chunks(paths: Iterable[str]) -> Iterable[list[str]]:
     rest = iter(paths)
     while chunk := list(itertools.islice(rest, _WARM_CHUNK)):
         yield chunk
+
+
+def _check_query(query: object) -> Query:
+    if not isinstance(query, Query):
+        raise RequestError(f"query must be a Query, got {query!r}")
+    return query
 
 
 def _closed(_key: Key) -> Entry | None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from beastcore import CacheStats
+from beastmode.cache.queries import QueryReport
 from beastmode.stores.documents import Document
 
-__all__ = ["Answer", "CacheReport", "Source"]
+__all__ = ["Answer", "CacheReport", "QueryReport", "Source"]
 
 Source = Literal["hit", "stale", "store"]
 """Where an answer came from: a fresh entry, an overdue entry, or a load from the store."""
@@ -50,6 +51,12 @@ class CacheReport:
     """Loads that were cancelled or came to a halt; their readers began again."""
     refreshes: int
     """Background refreshes started by stale-while-revalidate."""
+    reloads_limited: int
+    """Reads of doubted documents for which no load was begun, because too many had been just
+    before; they were answered by what was held, as stale."""
+    gathered: int
+    """Documents that were asked of the store together with others, because coroutines had begun
+    to read them in the same turn of their event loop."""
     refreshes_skipped: int
     """Background refreshes not started because too many were running."""
     background_errors: int
@@ -72,6 +79,8 @@ class CacheReport:
     """Documents being loaded now."""
     pending_writes: int
     """Documents with writes that the store has not acknowledged."""
+    queries: QueryReport
+    """The results of queries that are held, and how queries were answered."""
 
     @property
     def hits(self) -> int:

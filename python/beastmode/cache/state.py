@@ -28,7 +28,8 @@ from typing import Any, Final, NamedTuple
 from beastcore import Cache
 from beastmode.cache.gate import Gate
 from beastmode.cache.holdings import PROVISIONAL, Entry, Holdings, is_under
-from beastmode.cache.lease import Lease
+from beastmode.cache.lease import Lease, ReloadLimit
+from beastmode.cache.queries import QueryShelf
 from beastmode.cache.report import CacheReport
 from beastmode.cache.rules import Key, Policy, RuleBook
 from beastmode.cache.table import FlightTable
@@ -65,19 +66,40 @@ class CacheState:
     """Entries, flights and pending writes of one cache, under one lock."""
 
     def __init__(
-        self, engine: Cache[Key, Entry], book: RuleBook, *, revalidate_s: float, jitter: float
+        self,
+        engine: Cache[Key, Entry],
+        book: RuleBook,
+        *,
+        revalidate_s: float,
+        jitter: float,
+        reload_rate: float,
+        max_queries: int,
+        max_query_documents: int,
     ) -> None:
         self.engine = engine
         self.held = Holdings(engine, book, jitter=jitter)
         self.book = book
         self.gate = Gate()
         self.pending: dict[str, _Pending] = {}
+        self.queries = QueryShelf(
+            self.gate,
+            self.held,
+            book,
+            blocked=self.pending,
+            max_queries=max_queries,
+            max_documents=max_query_documents,
+        )
         self.table = FlightTable(
-            self.gate, self.held, blocked=self.pending, revalidate_s=revalidate_s
+            self.gate,
+            self.held,
+            blocked=self.pending,
+            seen=self.queries.seen,
+            reloads=ReloadLimit(reload_rate),
+            revalidate_s=revalidate_s,
         )
         self.overdue_lookups = self.negative_hits = 0  # kept by readers without the lock
         self.changes_applied = self.changes_kept = self.hook_errors = 0
-        self.guesses = self.confirmed = self.prolonged = self.doubted = 0
+        self.guesses = self.confirmed = self.prolonged = self.doubted = self.gathered = 0
 
     # -- entries -------------------------------------------------------------------------------
 
@@ -89,6 +111,7 @@ class CacheState:
             if self.held.newer(key, document.version) is not None:
                 return False
             self.table.kill_path(path)
+            self.queries.seen(document)
             self.held.install(key, path, policy, document, now)
             return key in self.engine
 
@@ -96,18 +119,21 @@ class CacheState:
         """Drop a path's entries and kill its loads; the number of entries dropped."""
         with self.gate:
             self.table.kill_path(path)
+            self.queries.changed(path, None)
             return self.held.drop(path)
 
     def invalidate_under(self, prefix: str) -> int:
         """As `invalidate` for everything under `prefix`; scans all entries, without the lock."""
         with self.gate:
             self.table.kill_under(prefix)
+            self.queries.bump_under(prefix)
         return self.held.drop_under(prefix)
 
     def clear(self) -> None:
         """Drop every entry and kill every load; pending writes stay counted."""
         with self.gate:
             self.table.kill_under(None)
+            self.queries.bump_under(None)
             self.engine.clear()
 
     def set_ttl(self, ttl: float) -> None:
@@ -148,6 +174,7 @@ class CacheState:
         for part in _parts(paths):
             with self.gate:
                 self.table.kill_paths(part)
+                self.queries.doubt_paths(part)
                 for path in part:
                     self.doubted += self.held.doubt(path, now)
                     if (pending := self.pending.get(path)) is not None:
@@ -157,12 +184,27 @@ class CacheState:
         """As `doubt` for all at and under `prefix`; scans all entries, without the lock."""
         with self.gate:
             self.table.kill_under(prefix)
+            self.queries.doubt_under(prefix)
             for path, pending in self.pending.items():
                 if prefix is None or is_under(path, prefix):
                     pending.foreign = None
         doubted = self.held.age(prefix, now)
         with self.gate.lock:
             self.doubted += doubted
+
+    def cover_collection(self, collection: str, lease: Lease) -> None:
+        """Let `lease` vouch for what is read of a collection from now on."""
+        with self.gate:
+            # What a load read before may be a document that has been deleted unheard.
+            self.table.kill_under(collection)
+            self.queries.cover(collection, lease)
+
+    def uncover_collection(self, collection: str, now: float) -> None:
+        """End `cover_collection`; scans all entries."""
+        with self.gate:
+            lease = self.queries.uncover(collection)
+            if lease is not None:
+                self.held.uncover_collection(collection, lease, now)
 
     def drain_interest(self, limit: int) -> tuple[list[str], bool]:
         """Take out paths installed since the last call; whether some were forgotten."""
@@ -205,6 +247,7 @@ class CacheState:
             if not pending.count:
                 del self.pending[path]
             self.table.kill_path(path)
+            self.queries.changed(path, version)
             foreign = pending.foreign
             if version is not None:
                 pending.newest = max(pending.newest, version)
@@ -253,6 +296,7 @@ class CacheState:
         version = document.version
         with self.gate:
             self.table.kill_path(path)
+            self.queries.changed(path, version)
             pending = self.pending.get(path)
             if pending is not None:
                 pending.newest = max(pending.newest, version)
@@ -274,6 +318,14 @@ class CacheState:
                 else:
                     self.held.renew(key, entry, document, now)
 
+    def reap(self) -> None:
+        """Give up loads and queries that will never end and wake whoever waits for them."""
+        self.table.reap()
+        with self.gate.lock:
+            dead = self.queries.reap()
+        for flight in dead:
+            self.queries.abandon(flight)
+
     # -- ends ----------------------------------------------------------------------------------
 
     def close(self) -> bool:
@@ -284,6 +336,7 @@ class CacheState:
             self.gate.closed = True
             self.pending.clear()
         self.table.close()
+        self.queries.close()
         self.engine.clear()
         return True
 
@@ -301,6 +354,8 @@ class CacheState:
                 discarded=self.table.discarded,
                 abandoned=self.table.abandoned,
                 refreshes=self.table.refreshes,
+                reloads_limited=self.table.reloads_limited,
+                gathered=self.gathered,
                 refreshes_skipped=self.table.refreshes_skipped,
                 background_errors=self.table.background_errors,
                 hook_errors=self.hook_errors,
@@ -312,6 +367,7 @@ class CacheState:
                 doubted=self.doubted,
                 in_flight=len(self.table),
                 pending_writes=len(self.pending),
+                queries=self.queries.report(),
             )
 
 

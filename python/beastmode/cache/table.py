@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container, Hashable, Iterable
 from typing import Final
 
 from beastmode.cache.flights import AbandonedError, Flight, is_loading
 from beastmode.cache.gate import Gate
-from beastmode.cache.holdings import Holdings, is_under
+from beastmode.cache.holdings import DOUBTED, Entry, Holdings, is_under
+from beastmode.cache.lease import ReloadLimit
 from beastmode.cache.report import Answer
 from beastmode.cache.rules import Key, Policy
 from beastmode.errors import CacheError, ClosedError, StoreTimeout, StoreUnavailable
 from beastmode.stores.documents import Document
 
-__all__ = ["MAX_REFRESHES", "FlightTable", "Read"]
+__all__ = ["MAX_REFRESHES", "DocumentFlight", "FlightTable", "Read"]
 
 MAX_REFRESHES: Final = 256
 """Most background refreshes in the air at a time; further ones wait for the next read."""
+
+
+DocumentFlight = Flight[Document]
 
 
 class Read:
@@ -36,26 +40,40 @@ class Read:
         self.path = path
         self.policy = policy
         self.answer: Answer | None = None
-        self.flight: Flight | None = None
+        self.flight: DocumentFlight | None = None
         self.led = False
         self.abandoned = 0
 
 
 class FlightTable:
-    """The flights of one cache by key; `blocked` are paths for which nothing may be installed."""
+    """The flights of one cache by key.
+
+    `blocked` are paths for which nothing may be installed, `seen` is told of each document that
+    a load brought, `reloads` bounds how many doubted documents are loaded while they may be
+    served stale.
+    """
 
     def __init__(
-        self, gate: Gate, held: Holdings, *, blocked: Container[str], revalidate_s: float
+        self,
+        gate: Gate,
+        held: Holdings,
+        *,
+        blocked: Container[str],
+        seen: Callable[[Document], object],
+        reloads: ReloadLimit,
+        revalidate_s: float,
     ) -> None:
         self._gate = gate
         self._held = held
         self._blocked = blocked
+        self._seen = seen
+        self._reloads = reloads
         self._revalidate_s = revalidate_s
-        self._flights: dict[Key, Flight] = {}
+        self._flights: dict[Hashable, DocumentFlight] = {}
         self._refreshing = 0
         self.stale_served = self.loads = self.load_errors = self.coalesced = 0
         self.discarded = self.abandoned = self.refreshes = self.refreshes_skipped = 0
-        self.background_errors = 0
+        self.background_errors = self.reloads_limited = 0
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -69,7 +87,7 @@ class FlightTable:
         background_deadline: float,
         mine: asyncio.AbstractEventLoop | None,
         leader: asyncio.AbstractEventLoop | None,
-    ) -> tuple[list[Flight], list[Flight]]:
+    ) -> tuple[list[DocumentFlight], list[DocumentFlight]]:
         """Give each read its answer or its flight; return the flights that the caller must load.
 
         The first list are flights that the caller leads, the second ones background refreshes.
@@ -83,9 +101,9 @@ class FlightTable:
                 raise CacheError(
                     f"the load of {read.path!r} asks the cache for {read.path!r} itself"
                 )
-        led: list[Flight] = []
-        refresh: list[Flight] = []
-        dead: list[Flight] = []
+        led: list[DocumentFlight] = []
+        refresh: list[DocumentFlight] = []
+        dead: list[DocumentFlight] = []
         with self._gate:
             for read in reads:
                 entry = self._held.engine.peek(read.key)
@@ -97,7 +115,7 @@ class FlightTable:
                     if overdue < min(self._revalidate_s, entry.policy.max_stale):
                         read.answer = Answer(entry.document, "stale")
                         self.stale_served += 1
-                        if self._may_refresh(read.key, dead):
+                        if self._may_refresh(read.key, entry, now, dead):
                             refresh.append(
                                 self._launch(
                                     read, now, background_deadline, leader, background=True
@@ -105,6 +123,17 @@ class FlightTable:
                             )
                         continue
                 flight = self._joinable(read.key, mine, dead)
+                if (
+                    flight is None
+                    and entry is not None
+                    and entry.flags & DOUBTED
+                    and now - entry.fresh_until < entry.policy.max_stale
+                    and not self._reloads.take(now)
+                ):
+                    read.answer = Answer(entry.document, "stale")
+                    self.stale_served += 1
+                    self.reloads_limited += 1
+                    continue
                 read.led = flight is None
                 if flight is None:
                     flight = self._launch(read, now, deadline, leader)
@@ -152,7 +181,7 @@ class FlightTable:
                 return True
         raise outcome
 
-    def land(self, flight: Flight, document: Document) -> None:
+    def land(self, flight: DocumentFlight, document: Document) -> None:
         """Install what a flight brought, if the rules allow it, and hand it to its waiters."""
         answer = document
         with self._gate.lock:
@@ -165,6 +194,7 @@ class FlightTable:
                 answer = newer
                 self.discarded += 1
             elif flight.policy.cacheable:
+                self._seen(document)
                 if self._may_install(flight):
                     self._held.install(
                         flight.key, flight.path, flight.policy, document, flight.started
@@ -176,7 +206,7 @@ class FlightTable:
                     self.discarded += 1
         flight.resolve(answer)
 
-    def fail(self, flight: Flight, error: Exception) -> None:
+    def fail(self, flight: DocumentFlight, error: Exception) -> None:
         """Hand `error` to a flight's waiters; nothing is cached."""
         with self._gate.lock:
             if flight.settled:
@@ -187,7 +217,7 @@ class FlightTable:
             self.background_errors += flight.background
         flight.resolve(error)
 
-    def abandon(self, flight: Flight, why: str) -> None:
+    def abandon(self, flight: DocumentFlight, why: str) -> None:
         """Wake a flight's waiters so that they begin again; it will bring nothing."""
         with self._gate.lock:
             if flight.settled:
@@ -197,12 +227,12 @@ class FlightTable:
             self.abandoned += 1
         flight.resolve(AbandonedError(f"the load of {flight.path!r} {why}"))
 
-    def _may_install(self, flight: Flight) -> bool:
+    def _may_install(self, flight: DocumentFlight) -> bool:
         return flight.live and flight.path not in self._blocked and not self._gate.closed
 
     def _joinable(
-        self, key: Key, mine: asyncio.AbstractEventLoop | None, dead: list[Flight]
-    ) -> Flight | None:
+        self, key: Key, mine: asyncio.AbstractEventLoop | None, dead: list[DocumentFlight]
+    ) -> DocumentFlight | None:
         flight = self._flights.get(key)
         if flight is None or not flight.is_stalled(mine):
             return flight
@@ -212,7 +242,7 @@ class FlightTable:
             dead.append(flight)
         return None
 
-    def _may_refresh(self, key: Key, dead: list[Flight]) -> bool:
+    def _may_refresh(self, key: Key, entry: Entry, now: float, dead: list[DocumentFlight]) -> bool:
         if self._joinable(key, None, dead) is not None:
             return False
         if self._refreshing >= MAX_REFRESHES:
@@ -220,21 +250,24 @@ class FlightTable:
         if self._refreshing >= MAX_REFRESHES:
             self.refreshes_skipped += 1
             return False
+        if entry.flags & DOUBTED and not self._reloads.take(now):
+            self.reloads_limited += 1
+            return False
         return True
 
-    def _reap(self, dead: list[Flight]) -> None:
+    def _reap(self, dead: list[DocumentFlight]) -> None:
         """Take out flights that will never end, such as those of a closed event loop."""
         for flight in [flight for flight in self._flights.values() if flight.is_dead()]:
             self._kill(flight)
             dead.append(flight)
 
-    def _abandon_dead(self, dead: Iterable[Flight]) -> None:
+    def _abandon_dead(self, dead: Iterable[DocumentFlight]) -> None:
         for flight in dead:
             self.abandon(flight, "came to a halt")
 
     def reap(self) -> None:
         """Give up flights that will never end and wake whoever waits for them."""
-        dead: list[Flight] = []
+        dead: list[DocumentFlight] = []
         with self._gate.lock:
             self._reap(dead)
         self._abandon_dead(dead)
@@ -247,8 +280,8 @@ class FlightTable:
         loop: asyncio.AbstractEventLoop | None,
         *,
         background: bool = False,
-    ) -> Flight:
-        flight = Flight(
+    ) -> DocumentFlight:
+        flight: DocumentFlight = Flight(
             read.key,
             read.path,
             read.policy,
@@ -264,12 +297,12 @@ class FlightTable:
             self.refreshes += 1
         return flight
 
-    def _forget(self, flight: Flight) -> None:
+    def _forget(self, flight: DocumentFlight) -> None:
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
             self._refreshing -= flight.background
 
-    def _kill(self, flight: Flight) -> None:
+    def _kill(self, flight: DocumentFlight) -> None:
         flight.live = False
         self._forget(flight)
 

@@ -19,6 +19,7 @@ from beastmode.stores.documents import (
     Document,
     Operation,
     apply,
+    check_collection,
     check_path,
     freeze,
     has_transforms,
@@ -110,6 +111,25 @@ class Upkeep:
         As `doubt`, for all entries: scans them, as `invalidate` with a prefix does.
         """
         self._state.doubt_under(None if prefix is None else check_prefix(prefix), self._timer())
+
+    def cover_collection(self, collection: str, lease: Lease) -> None:
+        """Let `lease` vouch for a whole collection: all that is read of it from now on.
+
+        Its documents are then fresh, and results of queries of it are held, while the lease is
+        valid and nothing changes. Call it once the stream has delivered the collection, every
+        change of which it will deliver from here on; loads in the air are not installed. What is
+        held already is not covered by this, because a document that is gone may not have been
+        told: `cover` those that were delivered. Doubt of the collection, or of all, ends it.
+        """
+        _check_lease(lease)
+        self._state.cover_collection(check_collection(collection), lease)
+
+    def uncover_collection(self, collection: str) -> None:
+        """End `cover_collection`; what is held lives by its time again, as after `uncover`.
+
+        That goes for documents that the same lease covers by themselves, too. O(entries).
+        """
+        self._state.uncover_collection(check_collection(collection), self._timer())
 
     def drain_interest(self, limit: int) -> tuple[list[str], bool]:
         """Take out the paths, oldest first, at most `limit`, that were installed without a lease.

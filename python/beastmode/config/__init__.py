@@ -119,6 +119,17 @@ class BeastModeConfig:
         60.0, "seconds", "How long past its time a document may be served while the store fails.",
         low=0, high=_YEAR_S,
     )  # fmt: skip
+    reload_rate: int = _setting(
+        1000, "int",
+        "Documents a second that are loaded because they are in doubt, after an outage.",
+        low=1, high=10_000_000, unit="per second",
+    )  # fmt: skip
+    coalesce_reads: Literal["auto", "on", "off"] = _setting(
+        "auto", "choice",
+        "Whether reads that coroutines begin in one turn of their event loop are asked of the "
+        "async store in one call; auto leaves it to the store.",
+        choices=("auto", "on", "off"),
+    )  # fmt: skip
     write_mode: Literal["write-behind", "write-through"] = _setting(
         "write-behind", "choice",
         "write-behind answers when a write is in the journal, write-through when the store has it.",

@@ -175,4 +175,7 @@ def _to_path(value: object) -> str:
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(path, str) or not path.strip() or "\0" in path:
         raise _NotAllowedError
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:  # there is no such user
+        raise _NotAllowedError from None

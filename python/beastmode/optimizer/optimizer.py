@@ -318,7 +318,9 @@ class BeastModeOptimizer:
                     began,
                 )
             if parsed.op == "query":
-                return self._queried(await self._ways.aquery(parsed, deadline), began)
+                return self._queried(
+                    *await self._ways.aquery(parsed, deadline, active=self._active), began
+                )
             if parsed.op == "heartbeat":
                 return self._beat(began)
             return self._written(
@@ -353,7 +355,9 @@ class BeastModeOptimizer:
                     *self._ways.get_many(user_id, parsed, deadline, active=self._active), began
                 )
             if parsed.op == "query":
-                return self._queried(self._ways.query(parsed, deadline), began)
+                return self._queried(
+                    *self._ways.query(parsed, deadline, active=self._active), began
+                )
             if parsed.op == "heartbeat":
                 return self._beat(began)
             return self._written(
@@ -415,10 +419,12 @@ class BeastModeOptimizer:
         self._tally.read(kind, perf_counter_ns() - began, count, held, count)
         return Response(source, documents=documents)
 
-    def _queried(self, documents: list[Document], began: int) -> Response:
+    def _queried(self, documents: list[Document], source: Source, began: int) -> Response:
         count = max(1, len(documents))
-        self._tally.read("store", perf_counter_ns() - began, count, 0, count)
-        return Response("store", documents=documents)
+        # Not record_hit: the histogram of hits counts single reads.
+        kind, held = ("other", count) if source == "hit" else (source, 0)
+        self._tally.read(kind, perf_counter_ns() - began, count, held, count)
+        return Response(source, documents=documents)
 
     def _written(
         self, request: Request, source: Source, versions: list[int] | None, began: int

@@ -133,6 +133,8 @@ class Parts:
                 negative_ttl_s=config.negative_ttl_s,
                 max_stale_s=config.max_stale_s,
                 rules=rules,
+                reload_rate=config.reload_rate,
+                coalesce_reads=_coalesces(config, async_store),
                 on_error=on_error,
             )
             undo.callback(self.cache.close)
@@ -300,6 +302,17 @@ class Parts:
                 self.unflushed[path] = left
             else:
                 del self.unflushed[path]
+
+
+def _coalesces(config: BeastModeConfig, async_store: AsyncStore | None) -> bool:
+    """Return whether single reads of one turn go to `async_store` together.
+
+    A store for which one call for many documents is much cheaper says so by a true attribute
+    `coalesce_reads`.
+    """
+    if config.coalesce_reads == "auto":
+        return bool(getattr(async_store, "coalesce_reads", False))
+    return config.coalesce_reads == "on"
 
 
 def check_store(store: object, async_store: object) -> Store | str | os.PathLike[str] | None:

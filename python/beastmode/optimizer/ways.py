@@ -113,22 +113,28 @@ class Ways:
             documents = _replaced(documents, fresh)
         return self._overlaid(documents), answers
 
-    def query(self, request: Request, deadline: float | None) -> list[Document]:
-        """Return the documents that a query describes, own writes included."""
+    def query(
+        self, request: Request, deadline: float | None, *, active: bool
+    ) -> tuple[list[Document], Source]:
+        """Return the documents that a query describes, own writes included, and their source."""
         assert request.query_of is not None
         if self._batcher.pending_in(request.query_of.collection):
-            self._breaker.check()  # a flush would wait for a store that is not asked
             self._batcher.flush(deadline)
-        return self._store.query(request.query_of, deadline=deadline).documents
+        if not active:
+            return self._store.query(request.query_of, deadline=deadline).documents, "store"
+        return self._cache.query(request.query_of, deadline=deadline)
 
-    async def aquery(self, request: Request, deadline: float | None) -> list[Document]:
+    async def aquery(
+        self, request: Request, deadline: float | None, *, active: bool
+    ) -> tuple[list[Document], Source]:
         """As `query`, for coroutines."""
         assert request.query_of is not None
         if self._batcher.pending_in(request.query_of.collection):
-            self._breaker.check()
             await self._batcher.aflush(deadline)
-        result = await self._async_store.query(request.query_of, deadline=deadline)
-        return result.documents
+        if not active:
+            result = await self._async_store.query(request.query_of, deadline=deadline)
+            return result.documents, "store"
+        return await self._cache.aquery(request.query_of, deadline=deadline)
 
     def write(
         self, request: Request, deadline: float | None, *, active: bool
