@@ -77,7 +77,9 @@ operations = (
     st.builds(Set, st.just("u/a"), st.dictionaries(names, fields, max_size=3))
     | st.builds(Merge, st.just("u/a"), st.dictionaries(names, holes, max_size=3))
     | st.builds(
-        Update, st.just("u/a"), st.dictionaries(st.sampled_from(["a.b", "c"]), holes, max_size=2)
+        Update,
+        st.just("u/a"),
+        st.dictionaries(st.sampled_from(["a.b", "c"]), fields | st.just(DELETE_FIELD), max_size=2),
     )
     | st.builds(Delete, st.just("u/a"))
 )
@@ -183,6 +185,20 @@ def test_operations_written_before_there_were_transforms_are_read() -> None:
 def test_damaged_places_are_told(removed: bytes) -> None:
     with pytest.raises(StoreCorrupt, match="cannot be read"):
         decode_operation(EncodedOperation(2, b"u/a", b"{}", removed))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        Set("u/a", {"m": {"x": DELETE_FIELD}}),
+        Update("u/a", {"m": {"x": DELETE_FIELD}}),
+        Merge("u/a", {"m": {"x": [DELETE_FIELD]}}),
+    ],
+    ids=repr,
+)
+def test_a_removal_where_nothing_can_be_removed(operation: Operation) -> None:
+    with pytest.raises(RequestError, match=r"'m\.x.*u/a.*DeleteField"):
+        encode_operation(operation)
 
 
 def test_normal_operations() -> None:

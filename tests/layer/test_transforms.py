@@ -98,6 +98,8 @@ def test_which_operations_have_transforms() -> None:
         assert has_transforms(detached(made))
         assert has_transforms(pickle.loads(pickle.dumps(made)))
         assert detached(made) == made
+    own = detached(Merge("u/a", {"l": [1]}))
+    assert detached(own) is own
 
 
 def test_what_stands_for_itself_is_itself_after_a_copy() -> None:

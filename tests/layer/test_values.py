@@ -68,6 +68,21 @@ def test_a_timestamp_is_a_datetime(at: int, rest: int) -> None:
     assert made.isoformat(timespec="nanoseconds")[20:29] == f"{rest:09}"
 
 
+def test_every_way_to_make_a_datetime_makes_one() -> None:
+    at = Timestamp(2024, 5, 1, 12, microsecond=5)
+    for made in (
+        Timestamp.fromisoformat("2024-05-01T12:00:00.000005+00:00"),
+        Timestamp.fromtimestamp(at.timestamp(), UTC),
+        Timestamp.strptime("2024-05-01 12:00:00.000005+0000", "%Y-%m-%d %H:%M:%S.%f%z"),
+        Timestamp.combine(at.date(), at.timetz()),
+    ):
+        assert type(made) is Timestamp
+        assert (made, made.nanosecond) == (at, 5000)
+    assert Timestamp.now(UTC) > at
+    with pytest.raises(RequestError, match="tzinfo must be datetime.UTC, got None"):
+        Timestamp.now()
+
+
 def test_a_plain_datetime_is_given_where_it_suffices() -> None:
     assert type(time_of(0, 1000)) is datetime
     assert time_of(-1, 999_999_000) == datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)

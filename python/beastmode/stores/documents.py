@@ -124,7 +124,7 @@ def detached(operation: Operation) -> Operation:
     """
     if isinstance(operation, Delete):
         return operation
-    data = freeze(dict(operation.data))
+    data = freeze(operation.data)
     return operation if data is operation.data else replace(operation, data=data)
 
 

@@ -187,13 +187,14 @@ def _without_places(
 ) -> dict[str, Any]:
     """Copy the maps of `data` without what stands for values, noting where each one was.
 
-    A `DELETE_FIELD` of a Set stays, for `codec` to refuse.
+    A `DELETE_FIELD` stays for `codec` to refuse in a Set, and in a map that an Update sets whole.
     """
+    may_remove = isinstance(operation, Merge) or (isinstance(operation, Update) and not trail)
     kept: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, Transform):
             places.append(_transform_item(value, [*trail, key], operation.path))
-        elif value is DELETE_FIELD and not isinstance(operation, Set):
+        elif value is DELETE_FIELD and may_remove:
             places.append([*trail, key])
         elif isinstance(value, Mapping):
             kept[key] = _without_places(operation, value, [*trail, key], places)
