@@ -48,6 +48,10 @@ class Log:
         assert targets is not None
         self.said.append(("doubt", *[one.key for one in targets]))
 
+    def on_unknown(self, paths: Sequence[str], why: str) -> None:
+        assert why
+        self.said.append(("unknown", *paths))
+
     def take(self) -> list[Any]:
         said, self.said = self.said, []
         return said
@@ -166,7 +170,7 @@ def test_a_document_of_which_nothing_is_said_does_not_exist(stream: Stream) -> N
     assert stream.log.take() == [("u/a", None), ("current", "u/a")]
     # Without a version there is no tombstone, but a doubt.
     stream.change(CURRENT, two)
-    assert stream.log.take() == [("doubt", "u/b"), ("current", "u/b")]
+    assert stream.log.take() == [("unknown", "u/b"), ("current", "u/b")]
 
 
 def test_a_reset_is_doubt_until_current(stream: Stream) -> None:
@@ -192,7 +196,7 @@ def test_what_a_query_does_not_tell_again_after_a_reset_is_doubtful(stream: Stre
     stream.change(RESET, one)
     stream.log.take()
     stream.change(CURRENT, one, version=3)
-    assert stream.log.take() == [("doubt", "u/a"), ("current", GROWN.key)]
+    assert stream.log.take() == [("unknown", "u/a"), ("current", GROWN.key)]
 
 
 def test_a_second_reset_before_current_forgets_nothing(stream: Stream) -> None:
@@ -230,7 +234,7 @@ def test_a_document_that_leaves_a_query_is_doubtful(stream: Stream) -> None:
     stream.change(CURRENT, one, version=2)
     stream.log.take()
     stream.table.left("u/a", [one])
-    assert stream.log.take() == [("doubt", "u/a")]
+    assert stream.log.take() == [("unknown", "u/a")]
     stream.put("u/b", 3, removed=[one])
     assert stream.log.take() == [("u/b", 3)], "its new state came with it"
     stream.table.filter(one, 0)
@@ -428,7 +432,7 @@ def test_a_message_without_targets_is_not_dropped(stream: Stream) -> None:
     stream.table.document(Document("u/z", {}, 3), [], [])
     stream.table.deleted("u/y", 4, [])
     stream.table.left("u/x", [])
-    assert stream.log.said == [("u/z", 3), ("u/y", None), ("doubt", "u/x")]
+    assert stream.log.said == [("u/z", 3), ("u/y", None), ("unknown", "u/x")]
 
 
 def test_targets_are_told_apart_by_what_they_watch(stream: Stream) -> None:

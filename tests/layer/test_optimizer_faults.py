@@ -680,7 +680,7 @@ def test_a_hook_that_raises_stops_no_background_work(
         keeper = optimizer._parts.housekeeper
         keeper.add("broken", 0.01, lambda: 1 / 0)
         eventually(lambda: keeper.get_stats()[-1].failures >= 3)
-        optimizer._parts.sync._doubt(StoreUnavailable("gone"))
+        optimizer._parts.sync._doubted(StoreUnavailable("gone"))
     store.close()
 
 

@@ -238,7 +238,7 @@ class BeastModeOptimizer:
             health = self._parts.probe()
         if health.ok:
             # What changed while requests went past the cache was seen only if it was followed.
-            if not self._parts.sync.active:
+            if not self._parts.sync.follows_everything:
                 self._parts.cache.mark_unverified()
             self._switch_on()
 

@@ -202,7 +202,7 @@ class FeedListener(Protocol):
 
     Calls are made while the feed is locked, so that nothing can overtake them: they must be
     quick, and must not wait for another thread that calls the feed. What they raise is logged;
-    the document of a change that could not be taken is then reported as doubtful.
+    the document of a change that could not be taken is then reported as unknown.
     """
 
     def on_change(self, change: Change) -> object:
@@ -216,8 +216,14 @@ class FeedListener(Protocol):
     def on_doubt(self, targets: Sequence[Target] | None, why: str) -> object:
         """Hear that what was told of `targets` (None: of all) may be outdated.
 
-        `on_current` ends the doubt. A document that left a query or vanished unseen comes as a
-        `Target` of its own, which may never have been added; no `on_current` follows then.
+        `on_current` ends the doubt.
+        """
+        ...
+
+    def on_unknown(self, paths: Sequence[str], why: str) -> object:
+        """Hear that the state of these documents is not known, though they are followed as before.
+
+        They left a query, vanished unseen, or their change could not be taken. Read them.
         """
         ...
 

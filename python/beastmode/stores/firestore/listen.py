@@ -80,7 +80,8 @@ class ListenFeed:
         """See `Feed.add`; RequestError for what Firestore cannot follow."""
         if not isinstance(target, Target):
             raise RequestError(f"a feed follows Targets, got {target!r}")
-        self.message(Request(1, target))  # refuses what cannot be asked for
+        if target.document is None:
+            self.message(Request(1, target))  # refuses what cannot be asked for
         if os.getpid() != self._pid:
             raise ForkedError("the feed was opened in the parent process; open one after the fork")
         with self.lock:

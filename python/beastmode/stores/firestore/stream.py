@@ -72,7 +72,7 @@ class Guard:
             self._listener.on_change(change)
         except Exception as error:  # noqa: BLE001 - told to nobody who can do something about it
             self._count(error, f"on_change of {change.path!r}")
-            self.on_doubt([Target(document=change.path)], "its change could not be taken")
+            self.on_unknown([change.path], "its change could not be taken")
 
     def on_current(self, target: Target) -> None:
         """See `FeedListener.on_current`."""
@@ -87,6 +87,13 @@ class Guard:
             self._listener.on_doubt(targets, why)
         except Exception as error:  # noqa: BLE001 - told to nobody who can do something about it
             self._count(error, "on_doubt")
+
+    def on_unknown(self, paths: Sequence[str], why: str) -> None:
+        """See `FeedListener.on_unknown`."""
+        try:
+            self._listener.on_unknown(paths, why)
+        except Exception as error:  # noqa: BLE001 - told to nobody who can do something about it
+            self._count(error, "on_unknown")
 
     def _count(self, error: Exception, what: str) -> None:
         self.errors += 1
@@ -202,12 +209,12 @@ class Stream:
         hub, table = self._hub, self.table
         kind = message.WhichOneof("response_type")
         part: Any = getattr(message, kind) if kind else None
-        document = doubtful = None
+        document = unreadable = None
         if kind == "document_change":
             try:
                 document = hub.converter.document(part.document)
             except StoreCorrupt as error:
-                doubtful = (Target(document=hub.converter.path(part.document.name)), str(error))
+                unreadable = (hub.converter.path(part.document.name), str(error))
         with hub.lock:
             if self._sending is not sending:
                 return False
@@ -215,8 +222,8 @@ class Stream:
             self._failures, self.error = 0, None
             if document is not None:
                 table.document(document, part.target_ids, part.removed_target_ids)
-            elif doubtful is not None:
-                hub.guard.on_doubt([doubtful[0]], doubtful[1])
+            elif unreadable is not None:
+                hub.guard.on_unknown([unreadable[0]], unreadable[1])
             elif kind == "target_change":
                 table.target_change(
                     part.target_change_type,

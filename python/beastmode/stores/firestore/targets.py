@@ -346,7 +346,7 @@ class TargetTable:
         for one in ours:
             one.drop(path)
         if ours or not removed:
-            self._listener.on_doubt([Target(document=path)], "it left its query")
+            self._listener.on_unknown([path], "it left its query")
 
     def filter(self, target_id: int, count: int) -> None:
         """Take a `filter`: how many documents a target has; if not as many as told, start anew."""
@@ -399,8 +399,7 @@ class TargetTable:
                     one.note(path, None)
                 self._listener.on_change(Change(Document(path, None, version)))
         elif unseen:
-            vanished = [Target(document=path) for path in unseen]
-            self._listener.on_doubt(vanished, "it was not told again")
+            self._listener.on_unknown(unseen, "it was not told again")
         one.current_seq = self._seq
         if not one.current:
             one.current = True

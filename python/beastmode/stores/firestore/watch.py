@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from beastmode.errors import RequestError, StoreError, StoreTimeout
 from beastmode.stores.base import Change, Feed, FeedListener, Subscription, Target
 
 __all__ = ["open_watch"]
+
+logger = logging.getLogger(__name__)
 
 
 class _FeedWatch:
@@ -40,6 +43,9 @@ class _FeedWatch:
         if not self._live:
             self._refusal = why
             self._settled.set()
+
+    def on_unknown(self, paths: Sequence[str], why: str) -> None:
+        logger.info("a watch cannot tell what became of %s: %s", paths, why)
 
     def wait(self, deadline: float) -> None:
         """Return once changes are followed; StoreTimeout or StoreError if they are not."""

@@ -1,4 +1,4 @@
-"""BeastModeRealTimeSync: carries changes from a store's watch into the cache.
+"""Follows a store as a whole, by one watch, and carries its changes into the cache.
 
 The store reports every change, whoever made it; the cache replaces what it holds or forgets it.
 `tick()` is called at the sync interval. It notices a watch that has failed; then everything held
@@ -11,15 +11,13 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from beastmode.errors import BeastError, ClosedError
+from beastmode.errors import BeastError
 from beastmode.stores.base import Change, Subscription, Target
 
-__all__ = ["BeastModeRealTimeSync", "Follower", "SyncReport", "Watched"]
+__all__ = ["Follower", "Watched", "Watching"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,26 +45,12 @@ class Follower(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class SyncReport:
-    """What a `BeastModeRealTimeSync` has done since it was made."""
+class Watching:
+    """One watch of `target`, opened again when it fails; call `turn()` at the sync interval.
 
-    active: bool
-    """Whether changes are coming in."""
-    changes: int
-    """Changes that were carried into the cache."""
-    failures: int
-    """Watches that ended by themselves or could not be opened."""
-    last_error: str
-    """Why the last one did; empty if none did."""
-
-
-class BeastModeRealTimeSync:
-    """Keeps `cache` in step with `store`; call `start()`, then `tick()` at the sync interval.
-
-    Changes are applied on the store's watching thread, in the store's order. Nothing raised here
-    reaches that thread's owner: a change that cannot be applied makes the cache doubtful, is
-    counted and logged. Safe between threads.
+    Changes are applied on the store's watching thread, in the store's order, then handed to
+    `on_change`. Nothing raised here reaches that thread's owner: a change that cannot be applied
+    makes the cache doubtful and is told to `on_doubt`. Safe between threads.
     """
 
     def __init__(
@@ -74,24 +58,23 @@ class BeastModeRealTimeSync:
         store: Watched,
         cache: Follower,
         *,
-        target: Target | None = None,
-        timer: Callable[[], float] = time.monotonic,
-        on_error: Callable[[BaseException], object] | None = None,
+        target: Target,
+        timer: Callable[[], float],
+        on_change: Callable[[Change], None],
+        on_doubt: Callable[[BaseException], None],
     ) -> None:
         self._store = store
         self._cache = cache
-        self._target = Target() if target is None else target
+        self._target = target
         self._timer = timer
-        self._on_error = on_error
+        self._tell_change = on_change
+        self._tell_doubt = on_doubt
         self._lock = threading.Lock()
         self._subscription: Subscription | None = None
         self._closed = False
-        self._started = False
         self._wait = _FIRST_WAIT_S
         self._retry_at = 0.0
-        self._changes = 0
-        self._failures = 0
-        self._last_error = ""
+        self.changes = 0
 
     @property
     def active(self) -> bool:
@@ -99,28 +82,21 @@ class BeastModeRealTimeSync:
         subscription = self._subscription
         return subscription is not None and subscription.active
 
-    def start(self) -> None:
-        """Open the watch; if that fails, `tick()` goes on trying. ClosedError after `close()`."""
-        if self._closed:
-            raise ClosedError("BeastModeRealTimeSync was used after close()")
-        self._started = True
-        self.tick()
-
-    def tick(self) -> None:
+    def turn(self) -> None:
         """Notice a watch that failed, and open another one when it is time to."""
         with self._lock:
-            if self._closed or not self._started or self.active:
+            if self._closed or self.active:
                 return
             failed, self._subscription = self._subscription, None
             if failed is not None:
-                self._doubt(failed.error or BeastError("the watch ended"))
+                self.doubt(failed.error or BeastError("the watch ended"))
                 failed.close()
             if self._timer() < self._retry_at:
                 return
             try:
                 self._subscription = self._store.watch(self._target, self._on_change)
             except Exception as error:  # noqa: BLE001 - whatever it is, trying again is the answer
-                self._doubt(error)
+                self.doubt(error)
                 return
             self._wait = _FIRST_WAIT_S
             # What changed while nobody was watching was not seen: doubt once more, now that
@@ -135,26 +111,18 @@ class BeastModeRealTimeSync:
         if subscription is not None:
             subscription.close()
 
-    def get_stats(self) -> SyncReport:
-        """Return the counters."""
-        return SyncReport(self.active, self._changes, self._failures, self._last_error)
-
     def _on_change(self, change: Change) -> None:
-        self._changes += 1
+        self.changes += 1
         try:
             self._cache.apply_change(change)
         except Exception as error:  # noqa: BLE001 - the watch must live on, the cache not stay wrong
-            self._doubt(error)
+            self.doubt(error)
+        self._tell_change(change)
 
-    def _doubt(self, error: BaseException) -> None:
+    def doubt(self, error: BaseException) -> None:
+        """Doubt everything held because of `error`, and wait a while before the next watch."""
         self._cache.mark_unverified()
-        self._failures += 1
-        self._last_error = f"{type(error).__name__}: {error}"
         self._retry_at = self._timer() + self._wait * random.uniform(0.8, 1.2)
         self._wait = min(self._wait * 2, _LONGEST_WAIT_S)
-        logger.warning("changes of the store are not followed: %s", self._last_error)
-        if self._on_error is not None:
-            try:
-                self._on_error(error)
-            except Exception:  # the hook is the user's, and the watch must be opened again
-                logger.exception("on_error raised")
+        logger.warning("changes of the store are not followed: %s: %s", type(error).__name__, error)
+        self._tell_doubt(error)
