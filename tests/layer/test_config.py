@@ -388,3 +388,25 @@ def test_the_table_in_the_documentation_is_current() -> None:
         DOCUMENT.write_text(current, encoding="utf-8")
         text = current
     assert text == current, "run: UPDATE_DOCS=1 ./dev test tests/layer/test_config.py"
+
+
+# -- collections ---------------------------------------------------------------------------------
+
+
+def test_collections_come_from_everywhere(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('listen_collections = ["users", "users/7/orders", "users"]\n', encoding="utf-8")
+    wanted = ("users", "users/7/orders")
+    assert BeastModeConfig.load(file, {}).listen_collections == wanted
+    variable = {"BEASTMODE_LISTEN_COLLECTIONS": " users, users/7/orders,"}
+    assert BeastModeConfig.load(env=variable).listen_collections == wanted
+    config = BeastModeConfig(listen_collections=list(wanted))  # type: ignore[arg-type]
+    assert config.listen_collections == wanted
+    rows = {row.name: row.text for row in config.explain()}
+    assert rows["listen_collections"] == "users, users/7/orders"
+
+
+@pytest.mark.parametrize("value", ["users", ["users/7"], [""], ["u//v"], [7], {"users": 1}, None])
+def test_what_names_no_collections_is_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match="listen_collections must be a list of collection paths"):
+        BeastModeConfig(listen_collections=value)  # type: ignore[arg-type]

@@ -318,7 +318,7 @@ def test_errors_and_activity_are_the_feeds(scene: Scene) -> None:
 
 
 def test_a_played_feed_is_a_feed(scene: Scene) -> None:
-    from beastmode.stores.base import Feed  # noqa: PLC0415
+    from beastmode.stores.base import Feed
 
     assert isinstance(scene.feed, Feed)
     assert isinstance([Target()], Sequence)

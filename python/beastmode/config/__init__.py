@@ -130,6 +130,15 @@ class BeastModeConfig:
         "async store in one call; auto leaves it to the store.",
         choices=("auto", "on", "off"),
     )  # fmt: skip
+    listen_max_documents: int = _setting(
+        10_000, "int",
+        "Most cached documents that a store which can do so (Firestore) listens to one by one.",
+        low=0, high=1_000_000, unit="documents",
+    )  # fmt: skip
+    listen_collections: tuple[str, ...] = _setting(
+        (), "collections",
+        "Collections that such a store listens to as a whole; all their documents are read.",
+    )  # fmt: skip
     write_mode: Literal["write-behind", "write-through"] = _setting(
         "write-behind", "choice",
         "write-behind answers when a write is in the journal, write-through when the store has it.",

@@ -19,7 +19,9 @@ __all__ = ["PREFIX", "Kind", "Setting"]
 PREFIX: Final = "BEASTMODE_"
 """What the name of every environment variable begins with."""
 
-Kind = Literal["int", "seconds", "milliseconds", "bytes", "choice", "path", "price", "currency"]
+Kind = Literal[
+    "int", "seconds", "milliseconds", "bytes", "choice", "path", "price", "currency", "collections"
+]
 
 _BINARY: Final = {"PiB": 2**50, "TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 _SIZES: Final[Mapping[str, int]] = {
@@ -74,6 +76,8 @@ class Setting:
             return "a file path" + (" or None" if self.optional else "")
         if self.kind == "currency":
             return "an ISO 4217 code such as 'USD'"
+        if self.kind == "collections":
+            return "a list of collection paths such as 'users' or 'users/7/orders'"
         noun = "an integer" if self.kind == "int" else "a number"
         if self.kind == "bytes":
             noun = "a number of bytes, such as 1073741824 or '1GiB',"
@@ -87,6 +91,8 @@ class Setting:
             return "none"
         if isinstance(value, str):
             return value
+        if isinstance(value, tuple):
+            return ", ".join(value) or "none"
         if value == math.inf:
             return "never"
         if self.kind == "bytes" and isinstance(value, int):
@@ -118,6 +124,8 @@ class Setting:
             return value
         if self.kind == "path":
             return _to_path(value)
+        if self.kind == "collections":
+            return _to_collections(value, from_text=from_text)
         if self.kind == "currency":
             if not isinstance(value, str) or not re.fullmatch("[A-Z]{3}", value):
                 raise _NotAllowedError
@@ -169,6 +177,18 @@ def _to_size(text: str) -> int:
         return int(Fraction(match[1]) * factor)
     except ValueError:  # misplaced underscores
         raise _NotAllowedError from None
+
+
+def _to_collections(value: object, *, from_text: bool) -> tuple[str, ...]:
+    if from_text and isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, (list, tuple)):
+        raise _NotAllowedError("a list; in the environment the paths are separated by commas")
+    for path in value:
+        parts = path.split("/") if isinstance(path, str) else []
+        if not len(parts) % 2 or not all(parts):
+            raise _NotAllowedError(f"{path!r} is none")
+    return tuple(dict.fromkeys(value))
 
 
 def _to_path(value: object) -> str:

@@ -31,6 +31,7 @@ from beastmode.stats import LatencySummary, Measurements, PerformanceStats
 from beastmode.stores.base import AsyncStore, Store, check_deadline
 from beastmode.stores.documents import Document
 from beastmode.stores.metered import commit_units
+from beastmode.sync import BeastModeRealTimeSync
 
 __all__ = ["BeastModeOptimizer"]
 
@@ -127,6 +128,11 @@ class BeastModeOptimizer:
     def connections(self) -> BeastModeConnectionPool:
         """The connected users; each request of a user who is in it counts as activity."""
         return self._parts.connections
+
+    @property
+    def sync(self) -> BeastModeRealTimeSync:
+        """The real-time sync; `sync.subscribe` tells a callback of changes."""
+        return self._parts.sync
 
     def start(self) -> Self:
         """Replay the journal, follow the store's changes, become active if the store answers."""

@@ -14,7 +14,7 @@ from typing import Any
 from beastmode.auditor import AuditReport, ConsistencyAuditor
 from beastmode.batcher import BatcherReport, BeastModeBatcher
 from beastmode.breaker import Breaker, StoreSignal
-from beastmode.cache import BeastModeCache, CacheReport, Rule
+from beastmode.cache import BeastModeCache, CacheReport, Lease, Rule
 from beastmode.config import BeastModeConfig
 from beastmode.connections import BeastModeConnectionPool, ConnectionReport
 from beastmode.cost import Meter
@@ -153,7 +153,15 @@ class Parts:
                 on_failed=self._on_failed,
                 on_error=on_error,
             )
-            self.sync = BeastModeRealTimeSync(self.store, self.cache, on_error=on_error)
+            self.sync = BeastModeRealTimeSync(
+                self.store,
+                self.cache,
+                lease=Lease,
+                max_documents=config.listen_max_documents,
+                collections=config.listen_collections,
+                interval_s=config.sync_interval_ms / 1000,
+                on_error=on_error,
+            )
             self.auditor: ConsistencyAuditor | None = None
             if config.audit_one_in:
                 self.auditor = ConsistencyAuditor(
@@ -234,6 +242,7 @@ class Parts:
             max_connections=config.max_connections, idle_timeout_s=config.idle_timeout_s
         )
         self.cache.configure(ttl_s=config.cache_ttl_s, max_entries=config.cache_max_entries)
+        self.sync.configure(interval_s=config.sync_interval_ms / 1000)
         self.batcher.configure(
             max_ops=config.batch_max_ops, max_delay_s=config.batch_max_delay_ms / 1000
         )

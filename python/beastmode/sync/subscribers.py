@@ -191,7 +191,8 @@ class Subscribers:
         self, target: Target, callback: Callable[[Change], object], priority: int
     ) -> SyncSubscription:
         """Subscribe; RequestError for bad arguments, ClosedError after `close()`."""
-        if not callable(callback) or inspect.iscoroutinefunction(callback):
+        given: object = callback
+        if not callable(given) or inspect.iscoroutinefunction(given):
             raise RequestError(f"callback must be a function, not a coroutine's, got {callback!r}")
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise RequestError(f"priority must be an int (the highest first), got {priority!r}")

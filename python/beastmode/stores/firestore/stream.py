@@ -21,7 +21,7 @@ from beastmode.stores.firestore.channel import Connection
 from beastmode.stores.firestore.convert import Converter, version_of
 from beastmode.stores.firestore.targets import Request, TargetTable, UnexpectedMessageError
 
-__all__ = ["Guard", "Stream"]
+__all__ = ["Guard", "Hub", "Stream"]
 
 logger = logging.getLogger(__name__)
 
