@@ -82,6 +82,15 @@ class Ranked:
     def uncover(self, paths: Collection[str]) -> None:
         self.log.append(("uncover", *paths))
 
+    def cover_collection(self, collection: str, lease: Lease) -> None:
+        self.log.append(("cover all of", collection))
+
+    def uncover_collection(self, collection: str) -> None:
+        self.log.append(("uncover all of", collection))
+
+    def mark_unverified(self, prefix: str | None = None) -> None:
+        self.log.append(("doubt all of", prefix))
+
     def doubt(self, paths: Collection[str]) -> None:
         self.log.append(("doubt", *paths))
 

@@ -53,6 +53,11 @@ class Scene:
     def feed(self) -> PlayedFeed:
         return self.feeds[-1]
 
+    def tell(self, *paths: str) -> None:
+        """Have the feed tell documents as they are, as it does before a target is current."""
+        for path in paths:
+            self.feed.change(self.store.documents[path])
+
     def read(self, *paths: str) -> list[str]:
         """Read documents through the cache; where each came from."""
         return [self.cache.get(path).source for path in paths]
@@ -132,6 +137,7 @@ def test_doubt_of_everything(scene: Scene, clock: FakeClock) -> None:
     scene.interest.want(Target(collection="v"))
     scene.read("u/a", "v/a")
     scene.interest.turn()
+    scene.tell("v/a")
     scene.feed.current()
     scene.feed.listener.on_doubt(None, "all of it")
     assert scene.read("u/a", "v/a") == ["store", "store"]
@@ -237,6 +243,7 @@ def test_a_collection_answers_for_its_documents(scene: Scene, clock: FakeClock) 
     scene.read("u/b", "v/a")
     scene.interest.turn()
     assert scene.feed.log[3:] == ["+v/a"], "no listener of its own"
+    scene.tell("u/a", "u/b")
     scene.feed.current("u")
     clock.advance(290)
     scene.feed.hear()
@@ -252,7 +259,7 @@ def test_a_collection_answers_for_its_documents(scene: Scene, clock: FakeClock) 
     assert scene.feed.log[-1] == "-u"
 
 
-def test_collections_are_followed_from_the_start_and_pruned(clock: FakeClock) -> None:
+def test_collections_are_followed_from_the_start(clock: FakeClock) -> None:
     scene = Scene(clock)
     scene.interest.want(Target(collection="u"))
     scene.interest.want(Target(query=Query("w")))
@@ -260,11 +267,29 @@ def test_collections_are_followed_from_the_start_and_pruned(clock: FakeClock) ->
     scene.interest.start()
     scene.interest.start()
     assert scene.feed.log == ["+u", f"+{Target(query=Query('w')).key}"]
-    scene.read("u/a")
-    scene.interest.turn()
-    scene.cache.invalidate("u/a")
-    scene.interest.turn()
-    assert scene.interest._wholes["u"].covered == {}
+
+
+def test_queries_are_held_while_their_collection_is_followed(
+    scene: Scene, clock: FakeClock
+) -> None:
+    cache = Ranked()
+    scene = Scene(clock, cache)
+    scene.interest.want(Target(collection="u"))
+    scene.interest.want(Target(query=Query("w")))
+    scene.interest.start()
+    cache.apply_change = lambda _change: None  # type: ignore[method-assign]
+    scene.feed.change(Document("u/a", {}, 1))
+    scene.feed.change(Document("u/b", {}, 1))
+    scene.feed.change(Document("u/b", None, 2))
+    scene.feed.current()
+    scene.feed.current()
+    assert cache.log == [("cover all of", "u"), ("cover", "u/a")]
+    cache.log.clear()
+    scene.feed.lose()
+    assert cache.log == [("doubt",), ("doubt all of", "u")]
+    cache.log.clear()
+    scene.interest.close()
+    assert cache.log == [("uncover",), ("uncover all of", "u")]
 
 
 def test_a_pinned_document_is_followed_whether_it_is_held_or_not(scene: Scene) -> None:

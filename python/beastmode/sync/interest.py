@@ -3,7 +3,8 @@
 A document that the cache installs is listened to, and let go when the cache has evicted it. What
 is listened to and current is covered by a lease, which moves on as long as the feed is heard; so
 it stays fresh beyond its time to live. Anything doubtful is doubted in the cache before the feed
-goes on. Documents of a collection that is listened to as a whole need no listener of their own.
+goes on. A collection that is listened to as a whole has a lease of its own; its documents need no
+listener, and results of queries of it can be held.
 
 The feed calls with its own lock held, and `_lock` is taken inside it; so nothing here calls the
 feed while it holds `_lock`.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import inf
 from typing import Any, Final, Protocol
 
@@ -59,8 +60,20 @@ class Coverable(Protocol):
         """Let what is held of `paths` live by its time again."""
         ...
 
+    def cover_collection(self, collection: str, lease: Any) -> Any:
+        """Keep what is read of `collection` from now on fresh while `lease` is valid."""
+        ...
+
+    def uncover_collection(self, collection: str) -> Any:
+        """End `cover_collection`."""
+        ...
+
     def doubt(self, paths: Collection[str]) -> Any:
         """Doubt what is held of `paths`."""
+        ...
+
+    def mark_unverified(self, prefix: str | None = None) -> Any:
+        """Doubt what is held of a collection."""
         ...
 
     def drain_interest(self, limit: int) -> tuple[list[str], bool]:
@@ -73,16 +86,19 @@ class Coverable(Protocol):
 
 
 class _Whole:
-    """A collection or query that is listened to: for how many, and what it vouches for."""
+    """A collection or query that is listened to, and for how many."""
 
-    __slots__ = ("covered", "current", "target", "users")
+    __slots__ = ("current", "lease", "members", "name", "target", "users")
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, lease: LeaseLike) -> None:
         self.target = target
+        self.name = target.collection
+        """The collection; None for a query, which vouches for nothing."""
+        self.lease = lease
         self.users = 0
         self.current = False
-        self.covered: dict[str, None] = {}
-        """Documents of a collection that the cache holds; none of a query."""
+        self.members: set[str] = set()
+        """The collection's documents, as told."""
 
 
 class Interest:
@@ -119,6 +135,7 @@ class Interest:
         self._turn = threading.Lock()
         self._feed: Feed | None = None
         self._lease = lease()
+        self._until = -inf
         self._documents: dict[str, bool] = {}
         """Followed one by one, and whether they are current."""
         self._pinned: dict[str, int] = {}
@@ -160,7 +177,7 @@ class Interest:
                     whole = self._wholes.get(target.key)
                     is_new = whole is None
                     if whole is None:
-                        whole = self._wholes[target.key] = _Whole(target)
+                        whole = self._wholes[target.key] = _Whole(target, self._new_lease())
                         handed = self._hand_over(whole)
                     whole.users += 1
                     current = whole.current
@@ -176,15 +193,13 @@ class Interest:
 
     def _hand_over(self, whole: _Whole) -> list[str]:
         """Let a collection that will be followed answer for its documents; return which."""
-        name = whole.target.collection
         handed = [
             path
             for path in self._documents
-            if name is not None and path not in self._pinned and collection_of(path) == name
+            if path not in self._pinned and collection_of(path) == whole.name
         ]
         for path in handed:
             del self._documents[path]
-            whole.covered[path] = None
         if handed:
             self._cache.uncover(handed)
             self._ring = deque(self._documents)
@@ -213,7 +228,9 @@ class Interest:
             if whole.users > 0:
                 return False
             del self._wholes[target.key]
-            self._cache.uncover(list(whole.covered))
+            whole.lease.cancel()
+            if whole.name is not None:
+                self._cache.uncover_collection(whole.name)
             return True
 
     # -- from the feed -------------------------------------------------------------------------
@@ -221,6 +238,13 @@ class Interest:
     def on_change(self, change: Change) -> None:
         """Carry a change into the cache; see `FeedListener.on_change`."""
         self.changes += 1
+        path = change.path
+        whole = self._wholes.get(collection_of(path))
+        if whole is not None:
+            if change.document.exists:
+                whole.members.add(path)
+            else:
+                whole.members.discard(path)
         try:
             self._cache.apply_change(change)
         finally:
@@ -236,10 +260,13 @@ class Interest:
                     self._cache.cover(target.document, self._lease)
             else:
                 whole = self._wholes.get(target.key)
-                if whole is not None:
+                if whole is not None and not whole.current:
                     whole.current = True
-                    for path in whole.covered:
-                        self._cache.cover(path, self._lease)
+                    self._prolong()
+                    if whole.name is not None:
+                        self._cache.cover_collection(whole.name, whole.lease)
+                        for path in whole.members:
+                            self._cache.cover(path, whole.lease)
         self._tell_current(target)
 
     def on_doubt(self, targets: Sequence[Target] | None, why: str) -> None:
@@ -249,7 +276,7 @@ class Interest:
                 self._lease.cancel()
                 self._lease = self._new_lease()
                 paths = list(self._documents)
-                wholes: Iterable[_Whole] = list(self._wholes.values())
+                wholes = list(self._wholes.values())
             else:
                 paths = [one.document for one in targets if one.document is not None]
                 keys = [one.key for one in targets if one.document is None]
@@ -257,10 +284,13 @@ class Interest:
             for path in paths:
                 if path in self._documents:
                     self._documents[path] = False
+            self._cache.doubt(paths)
             for whole in wholes:
                 whole.current = False
-                paths.extend(whole.covered)
-            self._cache.doubt(paths)
+                whole.lease.cancel()
+                whole.lease = self._new_lease()
+                if whole.name is not None:
+                    self._cache.mark_unverified(whole.name)
         self._tell_doubt(why)
 
     def on_unknown(self, paths: Sequence[str], why: str) -> None:
@@ -290,14 +320,16 @@ class Interest:
         feed = self._feed
         if feed is None:
             return
-        with self._lock:
-            lease = self._lease
-        # Read after the lease: one that was cancelled meanwhile is not the current one any more.
         heard_at = feed.heard_at
-        until = heard_at + feed.silence_s - self._clock() + self._timer()
         with self._lock:
-            if lease is self._lease and heard_at > -inf:
-                lease.valid_until = max(lease.valid_until, until)
+            self._until = heard_at + feed.silence_s - self._clock() + self._timer()
+            self._prolong()
+
+    def _prolong(self) -> None:
+        """Move the leases on. One that was cancelled has been replaced, and covers nothing yet."""
+        leases = [whole.lease for whole in self._wholes.values() if whole.current]
+        for lease in (self._lease, *leases):
+            lease.valid_until = max(lease.valid_until, self._until)
 
     def _meet(self, path: str, feed: Feed) -> None:
         """Cover a path that was installed, or begin to follow it."""
@@ -305,9 +337,8 @@ class Interest:
         with self._lock:
             whole = self._wholes.get(collection_of(path))
             if whole is not None:
-                whole.covered[path] = None
-                if whole.current:
-                    self._cache.cover(path, self._lease)
+                if whole.current and path in whole.members:
+                    self._cache.cover(path, whole.lease)
                 return
             if path in self._documents:
                 if self._documents[path]:
@@ -360,12 +391,6 @@ class Interest:
                 else:
                     self._let_go(path)
                     gone.append(path)
-            for whole in self._wholes.values():
-                for _ in range(min(_SWEEP, len(whole.covered))):
-                    path = next(iter(whole.covered))
-                    del whole.covered[path]
-                    if self._cache.holds(path):
-                        whole.covered[path] = None
         for path in gone:
             feed.remove(Target(document=path))
 
@@ -398,8 +423,12 @@ class Interest:
         feed.close()
         with self._lock:
             paths = list(self._documents)
-            paths.extend(path for whole in self._wholes.values() for path in whole.covered)
-            self._lease.cancel()
+            names = [whole.name for whole in self._wholes.values() if whole.name is not None]
+            for lease in (self._lease, *(whole.lease for whole in self._wholes.values())):
+                lease.cancel()
             self._documents.clear()
             self._ring.clear()
+            self._wholes.clear()
         self._cache.uncover(paths)
+        for name in names:
+            self._cache.uncover_collection(name)
