@@ -195,6 +195,17 @@ def test_a_commit_of_unknown_outcome_is_tried_again_only_if_it_may_be_applied_tw
     assert attempts.pause(error, repeatable=True) is not None
 
 
+def test_what_may_have_been_applied_once_stays_so(clock: FakeClock) -> None:
+    lost, refused = StoreUnavailable("lost"), StoreUnavailable("never sent")
+    lost.maybe_applied = True
+    attempts = Attempts(policy(clock), clock.now + 100)
+    assert attempts.pause(refused) is not None
+    assert not refused.maybe_applied
+    assert attempts.pause(lost) is not None
+    assert attempts.pause(refused) is not None
+    assert refused.maybe_applied
+
+
 def test_many_calls_together_repeat_within_the_budget(clock: FakeClock) -> None:
     shared = policy(clock)
     repeated = 0

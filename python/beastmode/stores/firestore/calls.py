@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from beastmode.breaker import RetryBudget
-from beastmode.errors import BeastError, StoreUnavailable
+from beastmode.errors import BeastError, StoreError, StoreUnavailable
 
 __all__ = ["Attempts", "RetryPolicy"]
 
@@ -40,12 +40,14 @@ class RetryPolicy:
 class Attempts:
     """The attempts of one call that must end at `end`; `pause` decides after each failure."""
 
-    __slots__ = ("_end", "_policy", "retries")
+    __slots__ = ("_end", "_policy", "maybe_applied", "retries")
 
     def __init__(self, policy: RetryPolicy, end: float) -> None:
         self._policy = policy
         self._end = end
         self.retries = 0
+        self.maybe_applied = False
+        """Whether an attempt of a commit may have been applied."""
         policy.budget.count_call()
 
     def pause(self, error: BeastError, *, repeatable: bool = True) -> float | None:
@@ -55,6 +57,10 @@ class Attempts:
         (`repeatable` False) only one that was certainly not applied.
         """
         policy = self._policy
+        if isinstance(error, StoreError):
+            # What an earlier attempt did is not undone by a later one that was never sent.
+            self.maybe_applied = self.maybe_applied or error.maybe_applied
+            error.maybe_applied = self.maybe_applied
         if not isinstance(error, StoreUnavailable) or self.retries >= policy.max_retries:
             return None
         if error.maybe_applied and not repeatable:
