@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from beastmode import BeastModeOptimizer, Query, Request, Set, SQLiteStore
+from beastmode import BeastModeOptimizer, Increment, Query, Request, Set, SQLiteStore
 from beastmode.errors import BreakerOpen, StoreUnavailable
 from beastmode.optimizer import parts
 from beastmode.requests import Response
@@ -94,6 +94,11 @@ def test_a_store_that_is_down(
             ask(optimizer, Request.query(Query("users")))
         with pytest.raises(BreakerOpen):
             ask(optimizer, Request.commit([Set("users/1", {})]))
+        # What a transform makes of a document only the store can tell.
+        assert ask(optimizer, Request.merge("users/5", {"n": Increment(1)})).source == "journal"
+        for what in (Request.get("users/5"), Request.get_many(["users/5"])):
+            with pytest.raises(BreakerOpen):
+                ask(optimizer, what)
         assert time.monotonic() - began < 0.5
 
         # It comes back by itself.
@@ -104,6 +109,7 @@ def test_a_store_that_is_down(
         assert time.monotonic() - back < 3.0
         assert store.inner.get("users/1").data == {"n": -9}
         assert ask(optimizer, Request.get("users/2")).source == "store"
+        assert ask(optimizer, Request.get("users/5")).data == {"n": 6}
         assert len(ask(optimizer, Request.query(Query("users"))).documents or []) == 50
         stats = optimizer.get_stats()
         assert stats.signal.opened >= 1

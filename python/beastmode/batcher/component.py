@@ -83,6 +83,9 @@ class BeastModeBatcher:
     older than its commit, for readers who asked the store just before it. `timer` (seconds) tells
     ages and pauses, `rng` draws pauses; deadlines are of `time.monotonic` always.
 
+    `check_store` is called before a reader is made to wait until the store has what is pending; it
+    raises where the store is not asked at the moment, and that is what the reader gets.
+
     `start` replays what an earlier run left in the journal: call it before the first read. Safe
     to share between threads and event loops. It must be made after a fork.
     """
@@ -102,6 +105,7 @@ class BeastModeBatcher:
         on_committed: Callable[[Operation, int | None], object] | None = None,
         on_failed: Callable[[Operation, Exception], object] | None = None,
         on_error: Callable[[BaseException], object] | None = None,
+        check_store: Callable[[], object] | None = None,
         commit_deadline_s: float = 5.0,
         markers: MarkerMode = "transforms",
         marker_grace_s: float = 600.0,
@@ -127,6 +131,7 @@ class BeastModeBatcher:
         self._mode: WriteMode = mode
         self._journal = journal
         self._commit_deadline_s = commit_deadline_s
+        self._check_store = check_store
         self._marker_grace_s = marker_grace_s
         self._when_full: WhenFull = when_full
         self._adopted: list[WriteJournal] = []
@@ -577,6 +582,8 @@ class BeastModeBatcher:
 
     def _check_wait(self) -> None:
         self._check_thread("read a document with a pending transform")
+        if self._check_store is not None:
+            self._check_store()
 
     def _end(self, deadline: float | None, default_s: float) -> float:
         check_deadline(deadline)

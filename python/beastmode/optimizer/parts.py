@@ -151,6 +151,7 @@ class Parts:
                 on_accepted=self._on_accepted,
                 on_committed=self._on_committed,
                 on_failed=self._on_failed,
+                check_store=self.breaker.check,
                 on_error=on_error,
             )
             self.sync = BeastModeRealTimeSync(

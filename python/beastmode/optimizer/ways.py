@@ -119,6 +119,7 @@ class Ways:
         """Return the documents that a query describes, own writes included, and their source."""
         assert request.query_of is not None
         if self._batcher.pending_in(request.query_of.collection):
+            self._breaker.check()  # a flush would wait for a store that is not asked
             self._batcher.flush(deadline)
         if not active:
             return self._store.query(request.query_of, deadline=deadline).documents, "store"
@@ -130,6 +131,7 @@ class Ways:
         """As `query`, for coroutines."""
         assert request.query_of is not None
         if self._batcher.pending_in(request.query_of.collection):
+            self._breaker.check()
             await self._batcher.aflush(deadline)
         if not active:
             result = await self._async_store.query(request.query_of, deadline=deadline)
