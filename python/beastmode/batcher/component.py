@@ -538,6 +538,8 @@ class BeastModeBatcher:
                 commits=flusher.commits,
                 committed=flusher.committed,
                 written=flusher.written,
+                markers=flusher.sender.markers,
+                confirmed=flusher.sender.confirmed,
                 retries=flusher.retries,
                 failed=flusher.failed,
                 errors=self._callbacks.errors + flusher.surprises,

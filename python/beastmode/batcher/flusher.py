@@ -52,7 +52,7 @@ class Flusher(DirectCommits):
         super().__init__(
             sender.store, journal, pending, changed, callbacks, backoff, sender.deadline_s
         )
-        self._sender = sender
+        self.sender = sender
         self._needs_marker = needs_marker
         self.markers = MarkerBin(pending.timer)
         self.work: deque[Batch] = deque()
@@ -208,7 +208,7 @@ class Flusher(DirectCommits):
         while self.work:
             batch = self.work[0]
             try:
-                versions, newest = self._sender.send(batch)
+                versions, newest = self.sender.send(batch)
             except Refused as refusal:
                 if len(batch.entries) == 1:
                     self._entry_rejected(batch, refusal.reason)
@@ -233,7 +233,7 @@ class Flusher(DirectCommits):
 
     def _bisect(self, batch: Batch) -> None:
         """Send a refused batch as two."""
-        self._tell(self._sender.released, batch)
+        self._tell(self.sender.released, batch)
         first, second = batch.halves(self._needs_marker)
         with self._changed:
             self.work.popleft()
@@ -249,7 +249,7 @@ class Flusher(DirectCommits):
             for part in entry.parts
         ]
         # The journal first: who finds nothing pending any more relies on it to have been told.
-        self._tell(self._sender.acknowledged, batch)
+        self._tell(self.sender.acknowledged, batch)
         # Then the overlay: who finds nothing unflushed must not be shown these any more, for a
         # newer write may have gone past the buffer.
         with self._changed:
@@ -270,7 +270,7 @@ class Flusher(DirectCommits):
         logger.warning(
             "the store rejected an operation on %r for good: %s", entry.operation.path, error
         )
-        self._tell(self._sender.rejected, batch, f"{type(error).__name__}: {error}")
+        self._tell(self.sender.rejected, batch, f"{type(error).__name__}: {error}")
         with self._changed:
             self.failed += len(entry.parts)
             self._announcing = entry.parts[0].number
@@ -330,7 +330,7 @@ class Flusher(DirectCommits):
         with self._changed:
             names = self.markers.take(self.limits.cap(_SWEEP))
         try:
-            self._sender.delete_markers(names, deadline_in(self._commit_deadline_s))
+            self.sender.delete_markers(names, deadline_in(self._commit_deadline_s))
         except BeastError as error:
             logger.info("markers could not be deleted, to be tried again: %s", error)
             asked = not isinstance(error, BreakerOpen)

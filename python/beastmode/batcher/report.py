@@ -35,6 +35,10 @@ class BatcherReport:
     """Accepted operations that the store has, merged ones included."""
     written: int
     """Operations that the store carried out: `committed` less those that were merged away."""
+    markers: int
+    """Commits that carried a marker: each is one more write, and later one deletion."""
+    confirmed: int
+    """Commits without an answer that the store was found to have, by their marker."""
     retries: int
     """Commits to be repeated, because the store was unavailable or late."""
     failed: int
