@@ -312,6 +312,9 @@ values = st.recursive(
 
 
 def has_nested_lists(value: Any, *, inside: bool = False) -> bool:
+    """Whether a list or a vector stands in a list."""
+    if isinstance(value, Vector):
+        return inside
     if isinstance(value, list):
         return inside or any(has_nested_lists(item, inside=True) for item in value)
     return isinstance(value, dict) and any(map(has_nested_lists, value.values()))
@@ -629,12 +632,9 @@ def test_transforms(store: Any, held: Any, transform: Any, after: Any) -> None:
     )
     expected = {"v": after, "m": {"v": after}, "w": 1}
     for path in ("u/m", "u/u"):
-        back = fields(store, path)
-        assert {name: repr(value) for name, value in back.items()} == {
-            name: repr(value) for name, value in expected.items()
-        }
+        assert plain(fields(store, path)) == plain(expected)
     if held is ABSENT:
-        assert repr(fields(store, "u/s")) == repr({"m": {"v": after}})
+        assert plain(fields(store, "u/s")) == plain({"m": {"v": after}})
 
 
 def test_where_transforms_stand(store: Any) -> None:
@@ -890,7 +890,7 @@ OWN = [
     GeoPoint(1, 2),
     GeoPoint(-0.0, 0),
     Reference("u/a"),
-    Reference("u/a", "p", "d"),
+    Reference("u/a", "zz", "d"),
     Vector((1,)),
 ]
 held_scalars = st.sampled_from(
