@@ -275,10 +275,7 @@ class BeastModeBatcher:
             return self._pending.overlay(document)
 
     def is_outdated(self, document: Document) -> bool:
-        """Return whether `document` is from before a committed transform: read it again then.
-
-        `overlay` cannot bring it up to date.
-        """
+        """Return whether `document` is from before a committed transform: read it again then."""
         if not self._pending.visible:
             return False
         self._check_process()
@@ -329,10 +326,8 @@ class BeastModeBatcher:
     def drain(self, paths: Iterable[str], deadline: float | None = None) -> bool:
         """Wait until no transform of these documents is pending; return whether there was one.
 
-        Readers of them do, before they ask the store, for `overlay` cannot tell what a transform
-        makes of a document. Those accepted later, while it waits, do not count. `deadline` None
-        is `commit_deadline_s` from now. Raises StoreTimeout when they are not in the store by
-        then; they stay pending.
+        Those accepted while it waits do not count. `deadline` None is `commit_deadline_s` from
+        now; StoreTimeout when they are not in the store by then: they stay pending.
         """
         self._check_process()
         waiter = ThreadWaiter()
