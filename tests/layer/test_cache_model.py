@@ -1,4 +1,4 @@
-"""A random walk through reads, loads, writes, changes, leases and doubt, against a model."""
+"""A random walk through reads, queries, writes, changes, leases and doubt, against a model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from beastcore import Cache
-from beastmode.cache import Answer, BeastModeCache, Lease
+from beastmode.cache import Answer, BeastModeCache, Lease, QueryAnswer
 from beastmode.cache.holdings import PROVISIONAL
 from beastmode.errors import StoreUnavailable
-from beastmode.stores.base import Change, deadline_in
-from beastmode.stores.documents import Document, Merge
+from beastmode.stores.base import Change, Query, QueryResult, deadline_in
+from beastmode.stores.documents import Document, Merge, collection_of
 from support import FakeClock
 
 PATHS = ("users/1", "users/2", "rooms/1")
@@ -32,19 +32,46 @@ class Load:
         self.future = future
 
 
+class Asked:
+    """A query that has been answered and waits for the test to return it."""
+
+    def __init__(self, result: QueryResult, future: asyncio.Future[QueryResult]) -> None:
+        self.result = result
+        self.future = future
+
+
 class Store:
-    """Every load stops until the test lets it go on."""
+    """Every load and query stops until the test lets it go on."""
 
     def __init__(self) -> None:
         self.version = 0
         self.documents = {path: Document(path, None, 0) for path in PATHS}
+        self.history = {path: [document] for path, document in self.documents.items()}
+        self.asked: list[Asked] = []
         self.loads: list[Load] = []
         self.started = 0
 
     def write(self, path: str, data: dict[str, Any] | None) -> Document:
         self.version += 1
         self.documents[path] = Document(path, data, self.version)
+        self.history[path].append(self.documents[path])
         return self.documents[path]
+
+    async def query(self, query: Query, *, deadline: float | None = None) -> QueryResult:
+        found = [
+            document
+            for path, document in self.documents.items()
+            if collection_of(path) == query.collection and document.data is not None
+        ]
+        future: asyncio.Future[QueryResult] = asyncio.get_running_loop().create_future()
+        self.asked.append(Asked(QueryResult(found, self.version), future))
+        return await future
+
+    def may_be_missing(self, path: str, floor: int) -> bool:
+        """Whether the document was missing at `floor` or at any later time."""
+        states = self.history[path]
+        first = max(index for index, state in enumerate(states) if state.version <= floor)
+        return any(state.data is None for state in states[first:])
 
     async def get(self, path: str, *, deadline: float | None = None) -> Document:
         load = Load(path, self.documents[path], asyncio.get_running_loop().create_future())
@@ -83,6 +110,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.notices: list[Document] = []
         self.joinable: dict[str, Load] = {}
         self.readers: list[tuple[str, int, asyncio.Task[Answer]]] = []
+        self.askers: list[tuple[dict[str, int], asyncio.Task[QueryAnswer]]] = []
+        self.given = dict.fromkeys(PATHS, 0)
 
     def step(self) -> None:
         async def some() -> None:
@@ -98,7 +127,23 @@ class CacheMachine(RuleBasedStateMachine):
                 document = task.result().document
                 assert document.path == path
                 assert document.version >= floor, "a reader was given what was overtaken"
+                self.given[path] = max(self.given[path], document.version)
         self.readers = waiting
+        asking = []
+        for floors, asker in self.askers:
+            if not asker.done():
+                asking.append((floors, asker))
+            elif not asker.cancelled() and asker.exception() is None:
+                self.check_result(floors, asker.result().documents)
+        self.askers = asking
+
+    def check_result(self, floors: dict[str, int], documents: list[Document]) -> None:
+        found = {document.path: document for document in documents}
+        for path, floor in floors.items():
+            if path in found:
+                assert found[path].version >= floor, "a query showed what was overtaken"
+            else:
+                assert self.store.may_be_missing(path, floor), "a query lacks a document"
 
     def overtake(self, path: str, floor: int) -> None:
         self.floor[path] = max(self.floor[path], floor)
@@ -177,6 +222,33 @@ class CacheMachine(RuleBasedStateMachine):
             assert after is not None
             newest = max(load.document.version, held.document.version if held else 0)
             assert after.document.version == newest
+
+    @rule(at_once=st.booleans())
+    def query(self, at_once: bool) -> None:
+        users = [path for path in PATHS if path.startswith("users/")]
+        floors = {path: max(self.floor[path], self.given[path]) for path in users}
+
+        async def start() -> asyncio.Task[QueryAnswer]:
+            return asyncio.create_task(self.cache.aquery(Query("users"), deadline=deadline_in(60)))
+
+        before = len(self.store.asked)
+        self.askers.append((floors, self.loop.run_until_complete(start())))
+        self.step()
+        if at_once and len(self.store.asked) > before:
+            asked = self.store.asked.pop()
+            asked.future.set_result(asked.result)
+            self.step()
+
+    @precondition(lambda self: self.store.asked)
+    @rule(data=st.data(), fails=st.sampled_from([False, False, False, True]))
+    def a_query_ends(self, data: st.DataObject, fails: bool) -> None:
+        asked = data.draw(st.sampled_from(self.store.asked))
+        self.store.asked.remove(asked)
+        if fails:
+            asked.future.set_exception(StoreUnavailable("down"))
+        else:
+            asked.future.set_result(asked.result)
+        self.step()
 
     # -- what overtakes loads -------------------------------------------------------------------
 
@@ -284,6 +356,19 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.cover(path, self.lease) == (held is not None)
         self.overtake(path, 0 if self.pending[path] else self.store.documents[path].version)
 
+    @rule()
+    def a_collection_is_covered(self) -> None:
+        for path in ("users/1", "users/2"):
+            if self.store.documents[path].data is not None:
+                self.a_path_is_covered(path)
+            self.joinable.pop(path, None)
+        self.cache.cover_collection("users", self.lease)
+        self.lease.valid_until = max(self.lease.valid_until, self.clock.now + 60)
+
+    @rule()
+    def a_collection_is_released(self) -> None:
+        self.cache.uncover_collection("users")
+
     @rule(path=paths)
     def a_path_is_released(self, path: str) -> None:
         before = self.cache.lookup(path)
@@ -319,8 +404,11 @@ class CacheMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for load in self.store.loads:
             load.future.set_result(load.document)
+        for asked in self.store.asked:
+            asked.future.set_result(asked.result)
         self.step()
         assert not self.readers, "a reader hangs"
+        assert not self.askers, "a query hangs"
         assert self.cache.get_stats().in_flight == 0
         self.cache.close()
         self.step()

@@ -223,6 +223,16 @@ def test_documents_with_pending_writes_and_newer_ones_are_left_alone(
     assert cache.lookup("users/0") is None
 
 
+def test_a_document_with_a_pending_write_is_not_installed(
+    cache: BeastModeCache, lease: Lease
+) -> None:
+    cache.write_started("users/0")
+    cache.query(ALL)
+    assert not cache.holds("users/0")
+    assert cache.holds("users/1")
+    cache.write_finished("users/0", None)
+
+
 def test_what_was_held_before_is_not_covered_with_its_collection(
     cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
 ) -> None:
