@@ -180,6 +180,21 @@ def test_a_provisional_entry_is_not_made_fresh_by_a_lease(
     assert cache.lookup(KEY) is both
 
 
+def test_a_lease_does_not_vouch_for_what_a_change_kept_back_has_outdated(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    cache.get(KEY)
+    cache.write_started(KEY)
+    cache.mark_unverified()
+    foreign = store.put(KEY, n=2)
+    cache.apply_change(Change(foreign))
+    assert cache.cover(KEY, Lease(math.inf))
+    assert cache.lookup(KEY) is None, "in doubt, and something newer is known"
+    own = store.put(KEY, n=3)
+    cache.write_finished(KEY, own)
+    assert cache.lookup(KEY) == own
+
+
 def test_uncovered_documents_live_by_their_time_again(
     cache: BeastModeCache, clock: FakeClock
 ) -> None:

@@ -173,8 +173,11 @@ class Holdings:
 
     # -- leases --------------------------------------------------------------------------------
 
-    def cover(self, path: str, lease: Lease) -> bool:
-        """Let `lease` vouch for a path's entries; whether there are any. Ends doubt of them."""
+    def cover(self, path: str, lease: Lease, newest: int) -> bool:
+        """Let `lease` vouch for a path's entries; whether there are any.
+
+        Ends doubt, but not of what is older than `newest`, a version that is known to exist.
+        """
         covered = False
         for key in self.keys_of(path):
             entry: Entry | None = self.engine.peek(key)
@@ -182,7 +185,10 @@ class Holdings:
                 continue
             covered = True
             entry.lease = lease
-            entry.flags &= ~DOUBTED
+            if entry.document.version < newest:
+                entry.flags |= DOUBTED
+            else:
+                entry.flags &= ~DOUBTED
             self.engine.touch(key, None)  # who vouches for it may do so for ever
         if covered:
             self.interest.forget((path,))

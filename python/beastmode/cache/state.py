@@ -156,7 +156,8 @@ class CacheState:
     def cover(self, path: str, lease: Lease) -> bool:
         """Let `lease` vouch for a path's entries; whether there are any."""
         with self.gate:
-            return self.held.cover(path, lease)
+            pending = self.pending.get(path)
+            return self.held.cover(path, lease, -1 if pending is None else pending.newest)
 
     def uncover(self, paths: Sequence[str], now: float) -> None:
         """Let the entries of paths live by time again."""
