@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from beastmode.batcher.pending import Entry, PendingWrites, WriteCall
+from beastmode.batcher.entries import Entry, WriteCall
+from beastmode.batcher.pending import PendingWrites
 from beastmode.errors import DocumentMissing
 from beastmode.stores.documents import (
     DELETE_FIELD,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Any
 
+from beastmode.batcher.entries import Entry
 from beastmode.batcher.markers import MARKER_BYTES
 from beastmode.batcher.outside import WriteJournal
-from beastmode.batcher.pending import Entry
 from beastmode.stores.documents import Operation
 
 __all__ = ["Batch", "Limits", "make_batches"]

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from beastmode.batcher.batches import Limits
 from beastmode.batcher.committing import Backoff, commit_in_order
+from beastmode.batcher.entries import WriteCall, resolve
 from beastmode.batcher.outside import Callbacks, WriteJournal
-from beastmode.batcher.pending import PendingWrites, WriteCall, resolve
+from beastmode.batcher.pending import PendingWrites
 from beastmode.batcher.sending import is_doubtful
 from beastmode.batcher.waiting import Waiter
 from beastmode.errors import StoreTimeout, StoreUnavailable

@@ -15,9 +15,10 @@ from typing import Final
 from beastmode.batcher.batches import Batch, make_batches
 from beastmode.batcher.committing import Backoff
 from beastmode.batcher.direct import DirectCommits
+from beastmode.batcher.entries import Entry, Part, WriteCall, resolve
 from beastmode.batcher.markers import MarkerBin
 from beastmode.batcher.outside import Callbacks, WriteJournal
-from beastmode.batcher.pending import Entry, Part, PendingWrites, WriteCall, resolve
+from beastmode.batcher.pending import PendingWrites
 from beastmode.batcher.recovery import Recovered
 from beastmode.batcher.sending import Refused, Sender
 from beastmode.errors import BeastError, BreakerOpen, StoreTimeout, StoreUnavailable

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from beastmode.batcher.batches import Limits
+from beastmode.batcher.entries import WriteCall
 from beastmode.batcher.flusher import Flusher
 from beastmode.batcher.outside import Callbacks, WriteJournal
-from beastmode.batcher.pending import PendingWrites, WriteCall
+from beastmode.batcher.pending import PendingWrites
 from beastmode.batcher.waiting import LoopWaiter, Waiter
 from beastmode.errors import BufferFullError, ClosedError, RequestError, StoreTimeout
 from beastmode.stores.documents import Delete, Merge, Operation, Set, Update, detached

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from beastmode.batcher.batches import Batch
+from beastmode.batcher.entries import Entry, Part, fold_entries
 from beastmode.batcher.outside import WriteJournal
-from beastmode.batcher.pending import Entry, Part, fold_entries
 from beastmode.stores.documents import Operation
 from beastmode.stores.operation_codec import encode_operation
 
