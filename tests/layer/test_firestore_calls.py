@@ -21,7 +21,7 @@ from beastmode.errors import (
 from beastmode.stores.documents import Delete, Merge, Precondition, Set, Update
 from beastmode.stores.firestore._google import load
 from beastmode.stores.firestore.base import is_repeatable
-from beastmode.stores.firestore.calls import Attempts, RetryPolicy
+from beastmode.stores.firestore.calls import Attempts, RetryPolicy, Silence
 from beastmode.stores.firestore.errors import commit_failure, failure
 from beastmode.stores.transforms import Increment
 from support import FakeClock
@@ -37,7 +37,7 @@ class RpcError(Exception):
 
 READS = {
     "CANCELLED": StoreUnavailable,
-    "UNKNOWN": StoreError,
+    "UNKNOWN": StoreUnavailable,
     "INVALID_ARGUMENT": RequestError,
     "DEADLINE_EXCEEDED": StoreTimeout,
     "NOT_FOUND": StoreError,
@@ -214,3 +214,17 @@ def test_many_calls_together_repeat_within_the_budget(clock: FakeClock) -> None:
         while attempts.pause(StoreUnavailable("down")) is not None:
             repeated += 1
     assert 100 <= repeated <= 350, "about one in ten, and some at first"
+
+
+def test_a_connection_is_left_after_two_calls_in_a_row_that_heard_nothing(clock: FakeClock) -> None:
+    silence = Silence(timer=clock)
+    assert not silence.kept(2.0)
+    silence.broken()
+    assert not silence.kept(2.0)
+    assert not silence.kept(0.1), "too short to tell"
+    assert silence.kept(2.0)
+    for _ in range(5):
+        assert not silence.kept(1.0), "not again so soon"
+        clock.advance(0.9)
+    clock.advance(1.0)
+    assert silence.kept(1.0)

@@ -231,6 +231,32 @@ def test_a_black_hole_is_left_behind(proxy: FaultProxy, make: Callable[..., Any]
     assert time.monotonic() - healed < 5
 
 
+def forget_connections(proxy: FaultProxy) -> None:
+    """Let nothing more through on the connections that are, and everything on new ones."""
+
+    def forget() -> None:
+        proxy._open = asyncio.Event()  # those that wait go on waiting for the former one
+        proxy._open.set()
+
+    proxy._loop.call_soon_threadsafe(forget)
+
+
+def test_a_connection_that_the_network_forgot_is_left(
+    proxy: FaultProxy, make: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make(proxy.host)
+    store.commit([Set("u/a", {"n": 1})])
+    proxy.hold()
+    assert isinstance(late(CALLS["get"], store, 0.3)[1], StoreTimeout)
+    forget_connections(proxy)
+    assert isinstance(late(CALLS["get"], store, 0.5)[1], StoreTimeout)
+    assert isinstance(late(CALLS["get"], store, 0.5)[1], StoreTimeout)
+    assert proxy.accepted == 1
+    assert store.get("u/a").data == {"n": 1}
+    assert proxy.accepted == 2
+    assert "nothing is heard on the connection" in caplog.text
+
+
 def test_close_ends_calls_that_wait_for_a_frozen_server(
     proxy: FaultProxy, make: Callable[..., Any]
 ) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self, TypeVar
 
-from beastmode.errors import BeastError, ClosedError, RequestError, StoreError
+from beastmode.errors import (
+    BeastError,
+    ClosedError,
+    RequestError,
+    StoreError,
+    StoreTimeout,
+    StoreUnavailable,
+)
 from beastmode.stores.base import (
     Change,
-    Feed,
-    FeedListener,
     Query,
     QueryResult,
     StoreHealth,
@@ -23,13 +28,20 @@ from beastmode.stores.base import (
     remaining,
 )
 from beastmode.stores.documents import Document, Operation
-from beastmode.stores.firestore.base import PROBE_PATH, PROBE_S, FirestoreBase, is_repeatable
-from beastmode.stores.firestore.calls import Attempts
-from beastmode.stores.firestore.channel import AsyncConnection, Connection
+from beastmode.stores.firestore.base import (
+    PROBE_PATH,
+    PROBE_S,
+    RETIRED_S,
+    FirestoreBase,
+    is_repeatable,
+)
+from beastmode.stores.firestore.calls import Attempts, Silence
+from beastmode.stores.firestore.channel import AsyncConnection
 from beastmode.stores.firestore.errors import commit_failure, failure
-from beastmode.stores.firestore.feeds import Feeds
 
 __all__ = ["AsyncFirestoreStore"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -45,10 +57,9 @@ class AsyncFirestoreStore(FirestoreBase):
     """One call for many documents takes little longer than one for a single one."""
 
     def _open(self) -> None:
-        self._lock = threading.Lock()
         self._connections: dict[asyncio.AbstractEventLoop, AsyncConnection] = {}
-        self._listening: Connection | None = None
-        self._feeds = Feeds(self._connect_threads, self._convert)
+        self._retired: dict[asyncio.AbstractEventLoop, list[tuple[float, AsyncConnection]]] = {}
+        self._silence: dict[asyncio.AbstractEventLoop, Silence] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -79,11 +90,11 @@ class AsyncFirestoreStore(FirestoreBase):
         """See `FirestoreStore.query`."""
         request = self._query_request(query)
         end = self._begin("query", deadline)
-        run_query = self._connect("query").run_query
         metadata = self.place.metadata(self._google, "parent", request.parent)
 
-        async def attempt(left: float) -> list[Any]:
-            return [answer async for answer in run_query(request, timeout=left, metadata=metadata)]
+        async def attempt(connection: AsyncConnection, left: float) -> list[Any]:
+            call = connection.run_query(request, timeout=left, metadata=metadata)
+            return [answer async for answer in call]
 
         return self._query_result(await self._call("query", attempt, end))
 
@@ -100,9 +111,8 @@ class AsyncFirestoreStore(FirestoreBase):
         if not held:
             return []
         self._check_size(request)
-        connection = self._connect("commit")
 
-        async def attempt(left: float) -> Any:
+        async def attempt(connection: AsyncConnection, left: float) -> Any:
             return await connection.commit(request, timeout=left, metadata=connection.metadata)
 
         return self._versions(await self._call("commit", attempt, end, held), held)
@@ -111,11 +121,6 @@ class AsyncFirestoreStore(FirestoreBase):
         """See `FirestoreStore.watch`. `on_change` is called from a thread, not in the loop."""
         end = self._begin("watch", None)
         return await asyncio.to_thread(self._feeds.watch, target, on_change, end)
-
-    def open_feed(self, listener: FeedListener) -> Feed:
-        """See `FirestoreStore.open_feed`. It works in threads of its own, for all loops."""
-        self._begin("open_feed", None)
-        return self._feeds.open(listener)
 
     async def health(self) -> StoreHealth:
         """See `FirestoreStore.health`."""
@@ -134,19 +139,17 @@ class AsyncFirestoreStore(FirestoreBase):
         with self._lock:
             self._closed = True
             connections, self._connections = self._connections, {}
+            retired, self._retired = self._retired, {}
         if os.getpid() != self._pid:
             return
-        await asyncio.to_thread(self._feeds.close)
-        with self._lock:
-            listening, self._listening = self._listening, None
-        if listening is not None:
-            listening.close()
+        await asyncio.to_thread(self._stop_listening)
         here = asyncio.get_running_loop()
-        for loop, connection in connections.items():
-            if loop is here:
-                await connection.close()
-            elif loop.is_running():
-                asyncio.run_coroutine_threadsafe(connection.close(), loop)
+        for loop, current in connections.items():
+            for connection in (current, *(held for _, held in retired.get(loop, ()))):
+                if loop is here:
+                    await connection.close()
+                elif loop.is_running():
+                    asyncio.run_coroutine_threadsafe(connection.close(), loop)
 
     # -- calls -----------------------------------------------------------------------------------
 
@@ -160,23 +163,14 @@ class AsyncFirestoreStore(FirestoreBase):
             if self._closed:
                 raise self._is_closed(what)
             for other in [held for held in self._connections if held.is_closed()]:
-                del self._connections[other]
+                del self._connections[other], self._silence[other]
+                self._retired.pop(other, None)
+            self._silence[loop] = Silence()
             connection = self._connections[loop] = AsyncConnection(self._google, self.place)
             return connection
 
-    def _connect_threads(self) -> Connection:
-        """Return the connection of the threads that listen."""
-        with self._lock:
-            if self._closed:
-                raise self._is_closed("open_feed")
-            if self._listening is None:
-                self._listening = Connection(self._google, self.place)
-            return self._listening
-
     async def _read(self, what: str, request: Any, end: float) -> list[Any]:
-        connection = self._connect(what)
-
-        async def attempt(left: float) -> list[Any]:
+        async def attempt(connection: AsyncConnection, left: float) -> list[Any]:
             call = connection.batch_get(request, timeout=left, metadata=connection.metadata)
             return [answer async for answer in call]
 
@@ -185,16 +179,18 @@ class AsyncFirestoreStore(FirestoreBase):
     async def _call(
         self,
         what: str,
-        attempt: Callable[[float], Awaitable[T]],
+        attempt: Callable[[AsyncConnection, float], Awaitable[T]],
         end: float,
         operations: Sequence[Operation] | None = None,
     ) -> T:
-        """Return what `attempt(seconds left)` returns, tried again as the policy allows."""
+        """Return what `attempt(connection, seconds left)` returns, tried again as allowed."""
         attempts = Attempts(self._policy, end)
         while True:
             left = remaining(end, what)
+            connection = self._connect(what)
+            silence = self._silence[asyncio.get_running_loop()]
             try:
-                return await attempt(left)
+                answer = await attempt(connection, left)
             except self._google.grpc.RpcError as error:
                 failed: BeastError = (
                     failure(error, what)
@@ -204,15 +200,22 @@ class AsyncFirestoreStore(FirestoreBase):
                 cause: BaseException = error
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
-                if not self._closed or (task is not None and task.cancelling()):
+                if task is not None and task.cancelling():
                     raise
-                failed, cause = self._is_closed(what), error  # close() cancelled the call
+                # The channel was closed under the call: by close(), or long after it was left.
+                failed, cause = StoreUnavailable(f"{what}: the connection was closed"), error
+                failed.maybe_applied = operations is not None
             except self._google.UsageError as error:
                 if not self._closed:
                     raise
                 failed, cause = self._is_closed(what), error
+            else:
+                silence.broken()
+                return answer
             if self._closed:
                 failed = self._is_closed(what)
+            elif isinstance(failed, StoreTimeout) and silence.kept(left):
+                await self._leave(connection)
             repeatable = operations is None or is_repeatable(operations)
             wait = attempts.pause(failed, repeatable=repeatable)
             if wait is None:
@@ -220,3 +223,17 @@ class AsyncFirestoreStore(FirestoreBase):
             await asyncio.sleep(wait)
             if self._closed:
                 raise self._is_closed(what)
+
+    async def _leave(self, connection: AsyncConnection) -> None:
+        """Make the calls of this loop after this one on a new connection."""
+        logger.warning("%s: nothing is heard on the connection; trying a new one", self)
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        with self._lock:
+            if self._closed or self._connections.get(loop) is not connection:
+                return
+            self._connections[loop] = AsyncConnection(self._google, self.place)
+            retired = [*self._retired.get(loop, ()), (now, connection)]
+            self._retired[loop] = [item for item in retired if now - item[0] <= RETIRED_S]
+        for at, held in retired:
+            if now - at > RETIRED_S:
+                await held.close()

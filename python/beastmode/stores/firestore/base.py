@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from beastmode.errors import (
     StoreCorrupt,
 )
 from beastmode.stores.base import (
+    Feed,
+    FeedListener,
     Query,
     QueryResult,
     check_deadline,
@@ -35,13 +38,16 @@ from beastmode.stores.documents import (
 )
 from beastmode.stores.firestore._google import load
 from beastmode.stores.firestore.calls import RetryPolicy
-from beastmode.stores.firestore.channel import find_place
+from beastmode.stores.firestore.channel import Connection, find_place
 from beastmode.stores.firestore.convert import Converter, version_of
+from beastmode.stores.firestore.feeds import Feeds
 
-__all__ = ["PROBE_PATH", "PROBE_S", "CommitLimits", "FirestoreBase", "is_repeatable"]
+__all__ = ["PROBE_PATH", "PROBE_S", "RETIRED_S", "CommitLimits", "FirestoreBase", "is_repeatable"]
 
 PROBE_PATH: Final = "_bm/health"
 PROBE_S: Final = 1.0
+RETIRED_S: Final = 30.0
+"""How long a connection that was left stays open for the calls that still wait on it."""
 _PATHS_BYTES: Final = 1_000_000
 """At most so many bytes of names in one request for documents: far below the server's limit."""
 
@@ -101,6 +107,9 @@ class FirestoreBase:
         """The server takes requests of 10 MiB, the emulator of 4 MiB; 500 is our number."""
         self._convert = Converter(self._google, self.place.documents)
         self._policy = RetryPolicy(max_retries=max_retries)
+        self._lock = threading.Lock()
+        self._listening: Connection | None = None
+        self._feeds = Feeds(self._connect_to_listen, self._convert)
         self._deadline_s = deadline_s
         self._pid = os.getpid()
         self._closed = False
@@ -109,6 +118,31 @@ class FirestoreBase:
     def _open(self) -> None:
         """Make what the kind of store needs."""
         raise NotImplementedError
+
+    def _connect_to_listen(self) -> Connection:
+        """Return the connection of the threads that listen: one of its own, made when needed."""
+        with self._lock:
+            if self._closed:
+                raise self._is_closed("open_feed")
+            if self._listening is None:
+                self._listening = Connection(self._google, self.place)
+            return self._listening
+
+    def _stop_listening(self) -> None:
+        """End all feeds and watches, and their connection; `_closed` is set."""
+        self._feeds.close()
+        with self._lock:
+            listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.close()
+
+    def open_feed(self, listener: FeedListener) -> Feed:
+        """Return a feed of many targets, added and removed while it runs; none at first.
+
+        It works in threads of its own, also for event loops.
+        """
+        self._begin("open_feed", None)
+        return self._feeds.open(listener)
 
     @property
     def project(self) -> str:

@@ -7,6 +7,7 @@ over four minutes), so each attempt here is one bare RPC with the time that is l
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Final
 from beastmode.breaker import RetryBudget
 from beastmode.errors import BeastError, StoreError, StoreUnavailable
 
-__all__ = ["Attempts", "RetryPolicy"]
+__all__ = ["Attempts", "RetryPolicy", "Silence"]
 
 _LEAST_S: Final = 0.005
 """An attempt with less time than this is not made."""
@@ -71,3 +72,46 @@ class Attempts:
             return None
         self.retries += 1
         return wait
+
+
+class Silence:
+    """Tells when to leave a connection: `times` calls in a row have heard nothing on it.
+
+    A network that forgets a connection tells nobody: packets are sent and nothing comes, until
+    keepalive notices after half a minute. A call that had less than `least_s` is not counted, and
+    it is at least `pause_s` until the next connection is left, so that a server which is merely
+    slow is not made to shake hands all the time. Races of threads do no harm.
+    """
+
+    __slots__ = ("_least_s", "_left_at", "_pause_s", "_silent", "_timer", "_times")
+
+    def __init__(
+        self,
+        *,
+        times: int = 2,
+        least_s: float = 0.4,
+        pause_s: float = 5.0,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._times = times
+        self._least_s = least_s
+        self._pause_s = pause_s
+        self._timer = timer
+        self._silent = 0
+        self._left_at = -math.inf
+
+    def broken(self) -> None:
+        """Note that the server answered."""
+        self._silent = 0
+
+    def kept(self, seconds: float) -> bool:
+        """Note that a call waited `seconds` for nothing; return whether to leave the connection."""
+        if seconds < self._least_s:
+            return False
+        self._silent += 1
+        now = self._timer()
+        if self._silent < self._times or now - self._left_at < self._pause_s:
+            return False
+        self._silent = 0
+        self._left_at = now
+        return True

@@ -4,7 +4,7 @@
 |---------------------------------------|-------------------------------------------------------|
 | DEADLINE_EXCEEDED                     | StoreTimeout                                          |
 | UNAVAILABLE, ABORTED, INTERNAL,       | StoreUnavailable: worth trying again                  |
-| RESOURCE_EXHAUSTED, CANCELLED         |                                                       |
+| RESOURCE_EXHAUSTED, CANCELLED, UNKNOWN|                                                       |
 | the same, or INVALID_ARGUMENT, when   | CommitTooLarge                                        |
 | the commit is too large               |                                                       |
 | INVALID_ARGUMENT                      | WriteRejected of a commit, else RequestError          |
@@ -13,7 +13,7 @@
 |                                       | query that needs an index), StoreError                |
 | DATA_LOSS                             | StoreCorrupt                                          |
 | PERMISSION_DENIED, UNAUTHENTICATED,   | StoreError: repeating does not help, but it is no     |
-| UNIMPLEMENTED, OUT_OF_RANGE, UNKNOWN  | fault of the operations, so that none is given up     |
+| UNIMPLEMENTED, OUT_OF_RANGE           | fault of the operations, so that none is given up     |
 
 After a commit `maybe_applied` is True where the server may have applied it before it failed.
 """
@@ -39,7 +39,7 @@ from beastmode.stores.documents import Operation, Update
 
 __all__ = ["commit_failure", "failure"]
 
-_UNAVAILABLE: Final = frozenset({"UNAVAILABLE", "ABORTED", "INTERNAL", "CANCELLED"})
+_UNAVAILABLE: Final = frozenset({"UNAVAILABLE", "ABORTED", "INTERNAL", "CANCELLED", "UNKNOWN"})
 _OUTCOME_UNKNOWN: Final = frozenset(
     {"DEADLINE_EXCEEDED", "UNAVAILABLE", "INTERNAL", "CANCELLED", "UNKNOWN", "DATA_LOSS"}
 )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
-from beastmode.errors import BeastError, ClosedError, RequestError, StoreError
+from beastmode.errors import BeastError, ClosedError, RequestError, StoreError, StoreTimeout
 from beastmode.stores.base import (
     Change,
-    Feed,
-    FeedListener,
     Query,
     QueryResult,
     StoreHealth,
@@ -22,13 +21,20 @@ from beastmode.stores.base import (
     remaining,
 )
 from beastmode.stores.documents import Document, Operation
-from beastmode.stores.firestore.base import PROBE_PATH, PROBE_S, FirestoreBase, is_repeatable
-from beastmode.stores.firestore.calls import Attempts
+from beastmode.stores.firestore.base import (
+    PROBE_PATH,
+    PROBE_S,
+    RETIRED_S,
+    FirestoreBase,
+    is_repeatable,
+)
+from beastmode.stores.firestore.calls import Attempts, Silence
 from beastmode.stores.firestore.channel import Connection
 from beastmode.stores.firestore.errors import commit_failure, failure
-from beastmode.stores.firestore.feeds import Feeds
 
 __all__ = ["FirestoreStore"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -41,8 +47,9 @@ class FirestoreStore(FirestoreBase):
 
     def _open(self) -> None:
         self._connection = Connection(self._google, self.place)
+        self._retired: list[tuple[float, Connection]] = []
+        self._silence = Silence()
         self._closing = threading.Event()
-        self._feeds = Feeds(lambda: self._connection, self._convert)
 
     def __enter__(self) -> Self:
         return self
@@ -78,11 +85,12 @@ class FirestoreStore(FirestoreBase):
         """
         request = self._query_request(query)
         end = self._begin("query", deadline)
-        connection = self._connection
         metadata = self.place.metadata(self._google, "parent", request.parent)
         answers: list[Any] = self._call(
             "query",
-            lambda left: list(connection.run_query(request, timeout=left, metadata=metadata)),
+            lambda connection, left: list(
+                connection.run_query(request, timeout=left, metadata=metadata)
+            ),
             end,
         )
         return self._query_result(answers)
@@ -103,10 +111,11 @@ class FirestoreStore(FirestoreBase):
         if not held:
             return []
         self._check_size(request)
-        connection = self._connection
         answer = self._call(
             "commit",
-            lambda left: connection.commit(request, timeout=left, metadata=connection.metadata),
+            lambda connection, left: connection.commit(
+                request, timeout=left, metadata=connection.metadata
+            ),
             end,
             held,
         )
@@ -119,11 +128,6 @@ class FirestoreStore(FirestoreBase):
         RequestError for a `Target()`. See `open_feed` for many targets.
         """
         return self._feeds.watch(target, on_change, self._begin("watch", None))
-
-    def open_feed(self, listener: FeedListener) -> Feed:
-        """Return a feed of many targets, added and removed while it runs; none at first."""
-        self._begin("open_feed", None)
-        return self._feeds.open(listener)
 
     def health(self) -> StoreHealth:
         """Probe the store by reading one document that need not exist; never raises. 1 read."""
@@ -144,16 +148,18 @@ class FirestoreStore(FirestoreBase):
         if os.getpid() != self._pid:
             return
         self._closing.set()
-        self._feeds.close()
-        self._connection.close()
+        self._stop_listening()
+        with self._lock:
+            connections = [self._connection, *(held for _, held in self._retired)]
+        for connection in connections:
+            connection.close()
 
     # -- calls -----------------------------------------------------------------------------------
 
     def _read(self, what: str, request: Any, end: float) -> list[Any]:
-        connection = self._connection
         return self._call(
             what,
-            lambda left: list(
+            lambda connection, left: list(
                 connection.batch_get(request, timeout=left, metadata=connection.metadata)
             ),
             end,
@@ -162,16 +168,17 @@ class FirestoreStore(FirestoreBase):
     def _call(
         self,
         what: str,
-        attempt: Callable[[float], T],
+        attempt: Callable[[Connection, float], T],
         end: float,
         operations: Sequence[Operation] | None = None,
     ) -> T:
-        """Return what `attempt(seconds left)` returns, tried again as the policy allows."""
+        """Return what `attempt(connection, seconds left)` returns, tried again as allowed."""
         attempts = Attempts(self._policy, end)
         while True:
             left = remaining(end, what)
+            connection = self._connection
             try:
-                return attempt(left)
+                answer = attempt(connection, left)
             except self._google.grpc.RpcError as error:
                 failed: BeastError = (
                     failure(error, what)
@@ -183,11 +190,30 @@ class FirestoreStore(FirestoreBase):
                 failed, cause = self._is_closed(what), error
                 if not self._closed:
                     raise
+            else:
+                self._silence.broken()
+                return answer
             if self._closed:
                 failed = self._is_closed(what)
+            elif isinstance(failed, StoreTimeout) and self._silence.kept(left):
+                self._leave(connection)
             repeatable = operations is None or is_repeatable(operations)
             wait = attempts.pause(failed, repeatable=repeatable)
             if wait is None:
                 raise failed from cause
             if self._closing.wait(wait):
                 raise self._is_closed(what)
+
+    def _leave(self, connection: Connection) -> None:
+        """Make the calls after this one on a new connection."""
+        logger.warning("%s: nothing is heard on the connection; trying a new one", self)
+        now = time.monotonic()
+        with self._lock:
+            if self._connection is not connection or self._closed:
+                return
+            self._connection = Connection(self._google, self.place)
+            self._retired.append((now, connection))
+            old = [held for at, held in self._retired if now - at > RETIRED_S]
+            self._retired = [item for item in self._retired if now - item[0] <= RETIRED_S]
+        for held in old:
+            held.close()
