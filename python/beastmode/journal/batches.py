@@ -36,7 +36,7 @@ class BatchTable:
         self._run = connection.execute
         self._run_many = connection.executemany
         self._run(f"CREATE TABLE IF NOT EXISTS batches({_SHAPE})")
-        (self.count,) = self._run("SELECT count(*) FROM batches").fetchone()
+        self.recount()
 
     def note_sent(self, batch: str, seqs: Sequence[int]) -> None:
         """Note that the records `seqs` are about to be sent as `batch`."""
@@ -65,8 +65,11 @@ class BatchTable:
         self._run_many("DELETE FROM batches WHERE id = ?", [(batch,) for batch in batches])
 
     def recount(self) -> None:
-        """Bring `count` up to date after a transaction."""
-        (self.count,) = self._run("SELECT count(*) FROM batches").fetchone()
+        """Bring `count` and `damaged` up to date after a transaction."""
+        total, self.damaged = self._run(
+            f"SELECT count(*), count(*) FILTER (WHERE state = {_DAMAGED}) FROM batches"  # noqa: S608
+        ).fetchone()
+        self.count = total - self.damaged
 
     def read(self) -> tuple[list[tuple[str, list[int]]], list[tuple[str, float]], list[str]]:
         """Return the batches sent, the markers to be deleted with their times, and what is wrong.

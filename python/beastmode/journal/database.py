@@ -95,7 +95,7 @@ class Database:
         self._allow_pages(self._max_pages)
         self.records = self._count("records")
         self.dead = self._count("dead_letters")
-        self.corrupt = self._count("quarantine")
+        self.corrupt = self._count("quarantine") + self.batches.damaged
         (newest,) = run(
             "SELECT max(seq) FROM (SELECT max(seq) AS seq FROM records UNION ALL "
             "SELECT max(seq) FROM dead_letters UNION ALL SELECT max(seq) FROM quarantine)"
@@ -248,6 +248,7 @@ class Database:
             sent, markers, damaged = self.batches.read()
         if damaged:
             self.corrupt += len(damaged)
+            self.batches.recount()
             logger.warning(
                 "the journal %r had %d damaged note(s) of commits; should the store have those "
                 "commits, they are applied twice: %s",
