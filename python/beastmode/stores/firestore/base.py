@@ -22,6 +22,7 @@ from beastmode.stores.base import (
     FeedListener,
     Query,
     QueryResult,
+    check_count,
     check_deadline,
     check_seconds,
     remaining,
@@ -41,6 +42,7 @@ from beastmode.stores.firestore.calls import RetryPolicy
 from beastmode.stores.firestore.channel import Connection, find_place
 from beastmode.stores.firestore.convert import Converter, version_of
 from beastmode.stores.firestore.feeds import Feeds
+from beastmode.stores.firestore.listen import SILENCE_S, TARGETS_PER_STREAM
 
 __all__ = ["PROBE_PATH", "PROBE_S", "RETIRED_S", "CommitLimits", "FirestoreBase", "is_repeatable"]
 
@@ -68,6 +70,7 @@ class FirestoreBase:
     is what a call without a deadline has. A call that fails for the moment is repeated up to
     `max_retries` times within its deadline. `keepalive_s` is how often an idle connection is
     tested. `endpoint` is another server than firestore.googleapis.com, as "host:port".
+    `listen_silence_s` and `listen_targets_per_stream` are for its feeds: docs/real-time-sync.md.
 
     Raises MissingExtra where Google's libraries are not installed, ConfigError for an argument
     that is not allowed and where no credentials or no project are found.
@@ -87,9 +90,13 @@ class FirestoreBase:
         deadline_s: float = 2.0,
         max_retries: int = 5,
         keepalive_s: float = 30.0,
+        listen_silence_s: float = SILENCE_S,
+        listen_targets_per_stream: int = TARGETS_PER_STREAM,
     ) -> None:
         check_seconds("deadline_s", deadline_s)
         check_seconds("keepalive_s", keepalive_s)
+        check_seconds("listen_silence_s", listen_silence_s)
+        check_count("listen_targets_per_stream", listen_targets_per_stream)
         retries: object = max_retries
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise ConfigError(f"max_retries must be an int of at least 0, got {retries!r}")
@@ -109,7 +116,12 @@ class FirestoreBase:
         self._policy = RetryPolicy(max_retries=max_retries)
         self._lock = threading.Lock()
         self._listening: Connection | None = None
-        self._feeds = Feeds(self._connect_to_listen, self._convert)
+        self._feeds = Feeds(
+            self._connect_to_listen,
+            self._convert,
+            silence_s=listen_silence_s,
+            targets_per_stream=listen_targets_per_stream,
+        )
         self._deadline_s = deadline_s
         self._pid = os.getpid()
         self._closed = False

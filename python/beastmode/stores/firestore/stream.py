@@ -189,7 +189,7 @@ class Stream:
             for message in call:
                 if not self._take(message, sending) and not self._ended.is_set():
                     break
-        except UnexpectedMessageError as error:
+        except (UnexpectedMessageError, StoreCorrupt) as error:
             why = f"the server said what was not expected: {error}"
         except Exception as error:  # noqa: BLE001 - a new stream is the answer to all of them
             code, why = _reason(error)
@@ -240,8 +240,7 @@ class Stream:
                 table.left(hub.converter.path(part.document), part.removed_target_ids)
             elif kind == "filter":
                 table.filter(part.target_id, part.count)
-            else:
-                raise UnexpectedMessageError(f"a message of the kind {kind}")
+            # A message without any of these is a sign of life, like all others.
             self.pump()
         return True
 
