@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -113,13 +114,21 @@ def actions(cache: Any, stored: Any) -> dict[str, Callable[[], Any]]:
     }
 
 
-def run_script(engine: Any, code: str, *, timeout: float = 6.0) -> str:
+def run_script(
+    engine: Any, code: str, *, timeout: float = 6.0, waiting: float | None = None
+) -> str:
     """Run `code` in its own process, where `Cache` is the engine's; return what it printed.
 
-    A crash, a hang, an exit code other than 0 or a line on stderr fails the test.
+    A crash, a hang, an exit code other than 0 or a line on stderr fails the test. What hangs has
+    used more than `timeout` seconds of a processor, where the system counts them: a busy machine
+    does not shorten these. Or it has taken `waiting` seconds (ten times as many), used or not.
     """
     head = f"""
-        import gc, sys
+        import contextlib, gc, math, sys
+        with contextlib.suppress(ImportError):  # of Unix alone
+            import resource
+            hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil({timeout}), hard))
         sys.path.insert(0, {str(TESTS)!r})
         from support import FakeClock, Twin
         import evil
@@ -135,12 +144,16 @@ def run_script(engine: Any, code: str, *, timeout: float = 6.0) -> str:
             [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code)],
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=10 * timeout if waiting is None else waiting,
             env=environ,
             check=False,
         )
     except subprocess.TimeoutExpired as hung:
-        raise AssertionError(f"hung for {timeout} s: {hung.stdout!r} {hung.stderr!r}") from None
+        raise AssertionError(
+            f"hung for {hung.timeout} s: {hung.stdout!r} {hung.stderr!r}"
+        ) from None
+    if done.returncode == -getattr(signal, "SIGXCPU", 0) != 0:
+        raise AssertionError(f"hung, busy for {timeout} s: {done.stdout!r} {done.stderr!r}")
     if done.returncode != 0 or done.stderr:
         raise AssertionError(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done.stdout

@@ -33,7 +33,8 @@ class Stage:
     """Threads that call one function, whose runs end when and how the test says.
 
     Everything that happens is an event, so that no step of a test needs to sleep: "enter" with
-    the gate of a run, "wait" as a thread begins to wait for another, "done" with its outcome.
+    the gate of a run, "wait" once a thread has noted that it waits for another and has looked for
+    circles, "done" with its outcome.
     """
 
     def __init__(self) -> None:
@@ -89,13 +90,14 @@ class Stage:
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     stage = Stage()
-    wait = _threadflight._wait
+    reaches = _threadflight.ThreadRun.reaches
 
-    def noted(run: Any) -> bool:
+    def noted(run: Any, *of_whom: Any) -> bool:
+        in_a_circle = reaches(run, *of_whom)
         stage.events.put(("wait", stage.me(), None))
-        return wait(run)
+        return in_a_circle
 
-    monkeypatch.setattr(_threadflight, "_wait", noted)
+    monkeypatch.setattr(_threadflight.ThreadRun, "reaches", noted)
     yield stage
     stage.join()
 
