@@ -11,5 +11,6 @@ PROGRAMS = {
     "worst": "the slowest single operation: mass expiry, growth, deletes, resizes",
     "flood": "keys made to collide",
     "hitrate": "hit ratio on recorded traces",
+    "firestore": "the Firestore data path: consistency, loss, recovery, sync, cost, latency",
 }
 """Program -> what it measures; each is a module here and has a file of results."""

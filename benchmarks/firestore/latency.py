@@ -33,7 +33,7 @@ def run(project: str, rounds: int) -> dict[str, Any]:
     body = {"name": "Ada Lovelace", "text": "x" * 700, "tags": ["a", "b", "c"], "n": 1}
     with tempfile.TemporaryDirectory() as folder, open_store(f"firestore:{project}") as stores:
         store, async_store = stores
-        store.commit([Set(path, body) for path in paths])
+        store.commit([Set(path, body) for path in paths], deadline=time.monotonic() + 30)
         optimizer = BeastModeOptimizer(
             store, async_store=async_store, journal_path=str(Path(folder) / "journal.db")
         )

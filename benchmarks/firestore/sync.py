@@ -41,7 +41,8 @@ def latency(project: str, seconds: float) -> dict[str, Any]:
     paths = [f"sync/d{number}" for number in range(TARGETS)]
     store = FirestoreStore(project)
     for first in range(0, TARGETS, 500):
-        store.commit([Set(path, {"at": 0, "text": "x" * 300}) for path in paths[first:][:500]])
+        operations = [Set(path, {"at": 0, "text": "x" * 300}) for path in paths[first:][:500]]
+        store.commit(operations, deadline=time.monotonic() + 30)
     took: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         optimizer = BeastModeOptimizer(
@@ -63,7 +64,7 @@ def latency(project: str, seconds: float) -> dict[str, Any]:
         cache.apply_change = timed  # type: ignore[method-assign]
         with optimizer:
             cache.warm(paths, deadline=time.monotonic() + 60)
-            wait_for(lambda: optimizer.get_stats().sync.covered >= TARGETS, 60)
+            wait_for(lambda: optimizer.get_stats().sync.current >= TARGETS, 60)
             began = time.process_time()
             writer = _writer(project, "sync", TARGETS, RATE, seconds)
             written = int(writer.communicate()[0].split()[-1])
@@ -111,7 +112,8 @@ def _fill(project: str, collection: str, size: int) -> None:
     store = FirestoreStore(project)
     for first in range(0, size, 500):
         numbers = range(first, min(first + 500, size))
-        store.commit([Set(f"{collection}/d{n}", {"at": 0, "text": "x" * 300}) for n in numbers])
+        operations = [Set(f"{collection}/d{n}", {"at": 0, "text": "x" * 300}) for n in numbers]
+        store.commit(operations, deadline=time.monotonic() + 30)
     store.close()
 
 
@@ -135,6 +137,9 @@ class _Ears:
 
     def on_doubt(self, _targets: Any, _why: str) -> None:
         """Whatever is doubted comes again."""
+
+    def on_unknown(self, _paths: Any, _why: str) -> None:
+        """As doubt."""
 
 
 def ours(project: str, collection: str, size: int, changes: int) -> dict[str, Any]:
