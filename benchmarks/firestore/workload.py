@@ -25,9 +25,9 @@ from benchmarks.program import say
 LEAST_REDUCTION = 0.99
 LEAST_HIT_RATE = 0.999
 SPEED = 100
-"""Requests come about so many times as fast here as at 1,000 a second; what is a matter of time, how
-long a write waits for others of its document and the time to live where it is all there is, is so
-many times as short as by default."""
+"""Requests come about so many times as fast here as at 1,000 a second. What is a matter of time,
+how long a write waits for others of its document and the time to live where that is all there is,
+is so many times as short as by default."""
 TTL_S = 300.0 / SPEED
 _COMMIT = 500
 
