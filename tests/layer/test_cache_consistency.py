@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 import pytest
 
 from beastcore import Cache
-from beastmode.cache import Answer, BeastModeCache, Rule
+from beastmode.cache import Answer, BeastModeCache, Lease, Rule
 from beastmode.errors import ConfigError, StoreUnavailable
-from beastmode.stores.base import Change
+from beastmode.stores.base import Change, Query
 from beastmode.stores.documents import Document, Merge, Update, freeze
 from scripted import WAIT_S, Hold, ScriptedAsyncStore, ScriptedStore
 from support import FakeClock
@@ -637,6 +638,42 @@ def test_uncacheable_readers_after_a_write_do_not_join_an_older_load(
     cache.write_finished(KEY, new)
     assert loading.end() != new
     cache.close()
+
+
+# -- what somebody has seen is not taken back ------------------------------------------------------
+
+
+def test_a_load_that_may_not_be_installed_ends_what_is_older(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    lease = Lease(math.inf)
+    cache.get(KEY)
+    cache.cover(KEY, lease)
+    cache.doubt([KEY])
+    new = store.put(KEY, n=2)
+    loading = Loading(cache, store)
+    cache.doubt([KEY])  # the stream was lost once more: the load may not be installed
+    assert loading.end() == new
+    cache.cover(KEY, lease)  # it is back, and has not told of the change yet
+    assert cache.get(KEY).document == new
+
+
+def test_documents_read_past_the_cache_end_what_is_older(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    held = cache.get(KEY).document
+    cache.observe([held, store.put("users/2", n=1)])
+    assert cache.lookup(KEY) is held
+    assert not cache.holds("users/2")
+    cache.observe([store.put(KEY, n=2)])
+    assert cache.lookup(KEY) is None
+
+
+def test_a_query_ends_what_is_older(cache: BeastModeCache, store: ScriptedStore) -> None:
+    cache.get(KEY)
+    new = store.put(KEY, n=2)
+    assert cache.query(Query("users"), deadline=None).documents == [new]
+    assert cache.get(KEY).document == new
 
 
 def test_a_finalizer_may_use_the_cache(store: ScriptedStore) -> None:

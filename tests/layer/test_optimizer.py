@@ -716,3 +716,42 @@ def test_only_our_failures_count_as_errors(faulty: FaultyStore, ask: Ask) -> Non
         stats = optimizer.get_performance_stats()
     without_error = stats.overall_efficiency.detail["without_error_ratio"]
     assert without_error == pytest.approx(1 - 1 / 3)
+
+
+class Silent:
+    """A store whose watch never tells of anything."""
+
+    def __init__(self, inner: SQLiteStore) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def watch(self, target: Target, on_change: Any) -> Any:
+        return self._inner.watch(target, lambda change: None)
+
+
+@pytest.mark.parametrize("way", ["get", "get_many", "query"])
+@pytest.mark.parametrize("coroutine", [False, True])
+async def test_what_was_read_past_beast_mode_is_not_taken_back(
+    tmp_path: Path, way: str, coroutine: bool
+) -> None:
+    """A document seen in a newer state while disabled is never shown in an older one after it."""
+    requests = {
+        "get": Request.get("a/1"),
+        "get_many": Request.get_many(["a/1"]),
+        "query": Request.query(Query("a")),
+    }
+    with SQLiteStore(tmp_path / "a.db") as store:
+        store.commit([Set("a/1", {"n": 1})])
+        silent: Any = Silent(store)
+        with BeastModeOptimizer(silent, journal_path=str(tmp_path / "j.db")) as optimizer:
+            assert optimizer.handle_request_sync("u", Request.get("a/1")).data == {"n": 1}
+            store.commit([Set("a/1", {"n": 2})])
+            optimizer.disable_beast_mode()
+            if coroutine:
+                await optimizer.handle_request("u", requests[way])
+            else:
+                optimizer.handle_request_sync("u", requests[way])
+            optimizer.enable_beast_mode()
+            assert optimizer.handle_request_sync("u", Request.get("a/1")).data == {"n": 2}

@@ -267,6 +267,13 @@ class Holdings:
             return False
         return entry.document.version > version or not (entry.flags or entry.lease is None)
 
+    def outdate(self, path: str, version: int) -> None:
+        """Drop a path's entries that are older than `version`, which somebody has seen."""
+        for key in self.keys_of(path):
+            entry = self.engine.peek(key)
+            if entry is not None and entry.document.version < version:
+                self.engine.pop(key, None)
+
     def drop(self, path: str) -> int:
         """Drop a path's entries, every user's; the number of them."""
         return self.engine.delete_many(self.keys_of(path))

@@ -211,6 +211,8 @@ class QueryShelf:
             if flight.settled:
                 return
             flight.settled = True
+            for document in result.documents:  # what is older must not be seen after this
+                self._held.outdate(document.path, document.version)
             self._keep(flight, result)
             self._forget(flight)
         flight.resolve(result)

@@ -22,7 +22,7 @@ The rules, per path
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from beastcore import Cache
@@ -114,6 +114,12 @@ class CacheState:
             self.queries.seen(document)
             self.held.install(key, path, policy, document, now)
             return key in self.engine
+
+    def observe(self, documents: Iterable[Document]) -> None:
+        """Drop what is held and older than `documents`, which were read past the cache."""
+        with self.gate:
+            for document in documents:
+                self.held.outdate(document.path, document.version)
 
     def invalidate(self, path: str) -> int:
         """Drop a path's entries and kill its loads; the number of entries dropped."""

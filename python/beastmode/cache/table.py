@@ -204,6 +204,8 @@ class FlightTable:
                         self._held.engine.pop(flight.key, None)
                 else:
                     self.discarded += 1
+                    # A lease may make what is held fresh again, and that is older.
+                    self._held.outdate(flight.path, document.version)
         flight.resolve(answer)
 
     def fail(self, flight: DocumentFlight, error: Exception) -> None:

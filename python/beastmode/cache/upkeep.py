@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from beastcore._validate import check_count
@@ -47,6 +47,13 @@ class Upkeep:
         _check_document(document)
         key, path, policy = self._resolve(document.path, user)
         return self._state.set(key, path, policy, document, self._timer())
+
+    def observe(self, documents: Iterable[Document]) -> None:
+        """Say that `documents` were read past the cache: what is held and older is dropped.
+
+        Else somebody who has seen them could be answered with an older state. O(documents).
+        """
+        self._state.observe(documents)
 
     def invalidate(self, path: str | None = None, *, prefix: str | None = None) -> int:
         """Drop a document, or everything at and under `prefix`; return how many entries went.

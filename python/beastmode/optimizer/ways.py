@@ -49,17 +49,15 @@ class Ways:
         path = request.path or ""
         waited = path in self._unflushed and self._batcher.drain((path,), deadline)
         if not active:
-            document = self._store.get(path, deadline=deadline)
-            return self._batcher.overlay(document), "store"
+            return self._read_past(self._store.get(path, deadline=deadline)), "store"
         if (buffered := self._from_buffer(path)) is not None:
             return buffered, "buffer"
         # The optimizer has looked, unless a write was pending.
         read = self._cache.get if waited or path in self._unflushed else self._cache.load
         answer = read(path, user=user, deadline=deadline)
-        document, source = answer.document, answer.source
-        if self._batcher.is_outdated(document):
-            document, source = self._store.get(path, deadline=deadline), "store"
-        return self._batcher.overlay(document), source
+        if self._batcher.is_outdated(answer.document):
+            return self._read_past(self._store.get(path, deadline=deadline)), "store"
+        return self._batcher.overlay(answer.document), answer.source
 
     async def aget(
         self, user: str | None, request: Request, deadline: float | None, *, active: bool
@@ -68,16 +66,14 @@ class Ways:
         path = request.path or ""
         waited = path in self._unflushed and await self._batcher.adrain((path,), deadline)
         if not active:
-            document = await self._async_store.get(path, deadline=deadline)
-            return self._batcher.overlay(document), "store"
+            return self._read_past(await self._async_store.get(path, deadline=deadline)), "store"
         if (buffered := self._from_buffer(path)) is not None:
             return buffered, "buffer"
         read = self._cache.aget if waited or path in self._unflushed else self._cache.aload
         answer = await read(path, user=user, deadline=deadline)
-        document, source = answer.document, answer.source
-        if self._batcher.is_outdated(document):
-            document, source = await self._async_store.get(path, deadline=deadline), "store"
-        return self._batcher.overlay(document), source
+        if self._batcher.is_outdated(answer.document):
+            return self._read_past(await self._async_store.get(path, deadline=deadline)), "store"
+        return self._batcher.overlay(answer.document), answer.source
 
     def get_many(
         self, user: str | None, request: Request, deadline: float | None, *, active: bool
@@ -87,12 +83,14 @@ class Ways:
             self._batcher.drain(pending, deadline)
         if not active:
             documents = self._store.get_many(request.paths, deadline=deadline)
+            self._cache.observe(documents)
             return self._overlaid(documents), None
         answers = self._cache.get_many(request.paths, user=user, deadline=deadline)
         self._sample(answers, user)
         documents = [answer.document for answer in answers]
         if again := self._outdated(documents):
             fresh = self._store.get_many(again, deadline=deadline)
+            self._cache.observe(fresh)
             documents = _replaced(documents, fresh)
         return self._overlaid(documents), answers
 
@@ -104,12 +102,14 @@ class Ways:
             await self._batcher.adrain(pending, deadline)
         if not active:
             documents = await self._async_store.get_many(request.paths, deadline=deadline)
+            self._cache.observe(documents)
             return self._overlaid(documents), None
         answers = await self._cache.aget_many(request.paths, user=user, deadline=deadline)
         self._sample(answers, user)
         documents = [answer.document for answer in answers]
         if again := self._outdated(documents):
             fresh = await self._async_store.get_many(again, deadline=deadline)
+            self._cache.observe(fresh)
             documents = _replaced(documents, fresh)
         return self._overlaid(documents), answers
 
@@ -122,7 +122,9 @@ class Ways:
             self._breaker.check()  # a flush would wait for a store that is not asked
             self._batcher.flush(deadline)
         if not active:
-            return self._store.query(request.query_of, deadline=deadline).documents, "store"
+            documents = self._store.query(request.query_of, deadline=deadline).documents
+            self._cache.observe(documents)
+            return documents, "store"
         return self._cache.query(request.query_of, deadline=deadline)
 
     async def aquery(
@@ -135,6 +137,7 @@ class Ways:
             await self._batcher.aflush(deadline)
         if not active:
             result = await self._async_store.query(request.query_of, deadline=deadline)
+            self._cache.observe(result.documents)
             return result.documents, "store"
         return await self._cache.aquery(request.query_of, deadline=deadline)
 
@@ -238,6 +241,11 @@ class Ways:
         """Return the paths of those that have to be read again."""
         is_outdated = self._batcher.is_outdated
         return list({document.path: None for document in documents if is_outdated(document)})
+
+    def _read_past(self, document: Document) -> Document:
+        """Return what the store answered past the cache, which must not fall behind it."""
+        self._cache.observe((document,))
+        return self._batcher.overlay(document)
 
     def _overlaid(self, documents: list[Document]) -> list[Document]:
         return [self._batcher.overlay(document) for document in documents]
