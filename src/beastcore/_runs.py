@@ -23,7 +23,7 @@ class Run:
 
     def __init__(self, owner: int | None = None) -> None:
         self.owner = owner
-        """The thread that is busy with the run until it ends; None for a coroutine."""
+        """The thread that is busy with the run; None once it is over, or for a coroutine."""
         self.running = True
         self.waits: list[Run] = []
 

@@ -128,10 +128,15 @@ class ThreadFlights:
             run = runs.get(key)
             if run is None:
                 mine = ThreadRun()
-                with mine.lock:
-                    run = runs.setdefault(key, mine)
-                    if run is mine:
-                        return _lead(runs, key, mine, call)
+                try:
+                    with mine.lock:
+                        run = runs.setdefault(key, mine)
+                        if run is mine:
+                            return _lead(runs, key, mine, call)
+                finally:
+                    # Not earlier, for it holds up who waits until the lock is free; nor later, for
+                    # they need not have woken up when this thread begins to wait for one of them.
+                    mine.owner = None
             outcome = run.outcome
             if outcome is not None and run.pid == os.getpid():
                 if not _wait(run):

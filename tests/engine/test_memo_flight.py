@@ -283,6 +283,40 @@ def test_three_in_a_circle(engine: Twin, stage: Stage) -> None:
     assert sorted(runs) == [0, 0, 1, 2]
 
 
+def test_who_has_just_ended_what_another_waits_for_waits_for_it(
+    engine: Twin, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one need not have woken up; no two threads run one key."""
+    awake: queue.Queue[None] = queue.Queue()
+    stop_waiting = _threadflight.ThreadRun.stop_waiting
+
+    def stop_late(run: Any, other: Any) -> None:
+        awake.get(timeout=WAIT_S)
+        stop_waiting(run, other)
+
+    monkeypatch.setattr(_threadflight.ThreadRun, "stop_waiting", stop_late)
+    runs: list[int] = []
+
+    @engine.cached(single_flight=True)
+    def f(x: int) -> Any:
+        runs.append(x)
+        stage.run(x)
+        return f(2) if x == 1 else x
+
+    stage.function = lambda *keys: [f(key) for key in keys]
+    stage.call(1)
+    (first,) = stage.expect(("enter", 0))
+    stage.call(2, 1)
+    (second,) = stage.expect(("enter", 1))
+    first.put(None)
+    stage.expect(("wait", 0))
+    second.put(None)
+    stage.expect(("wait", 1))
+    awake.put(None)
+    assert stage.expect(("done", 0), ("done", 1)) == [[2], [2, 2]]
+    assert runs == [1, 2]
+
+
 def test_clear_during_a_run(engine: Twin, stage: Stage) -> None:
     stage.function = f = engine.cached(single_flight=True)(stage.run)
     stage.call(1)
