@@ -25,7 +25,7 @@ Invariants (`_check()` verifies them by number)
        its queue; the policy knows each queue's weight.
     3  Each used slot is found in the index from its home line on without passing a line that is
        not full, under its own number, distance and tag; the index holds no other words, and those
-       of a line are in its first places.
+       of a line that is not full are not in its last place.
     4  weight_ is the sum of the weights, <= max_weight_; each weight <= max_weight_.
     5  n_ttl and n_gc count the slots with HAS_TTL and HAS_GC; HAS_GC is set if the type of the
        key or the value takes part in garbage collection.
@@ -165,7 +165,9 @@ from beastcore._table cimport (
     index_bytes,
     index_drop,
     index_fits,
+    index_guess,
     index_home,
+    index_is_roomy,
     index_line,
     index_next,
     lines_calloc,
@@ -414,13 +416,18 @@ cdef class Cache:
         """Return the slot of `key`, expired or not, or 0. No Python code runs after the answer."""
         cdef Index* x = &self.index
         cdef uint32_t* line = index_line(x, index_home(x, mixed))
-        cdef uint32_t fits = index_fits(x, line, mixed), s
+        cdef uint32_t fits, s
+        if index_is_roomy(x):
+            s = index_guess(x, line, mixed)
+            if s != 0 and self.slots[s].key == <PyObject*>key:  # mostly it is this very object
+                return s
+        fits = index_fits(x, line, mixed)
         if fits == 0:
             if line[LAST] == 0:
                 return 0
         else:
             s = line[lowest(fits)] & x.slot_mask
-            if self.slots[s].key == <PyObject*>key:  # mostly it is this very object
+            if self.slots[s].key == <PyObject*>key:
                 return s
         return self.probe(key, mixed)
 

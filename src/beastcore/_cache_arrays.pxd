@@ -9,6 +9,7 @@ from libc.string cimport memset
 from beastcore._cache cimport Cache
 from beastcore._policy cimport FIRST_SLOT, Link
 from beastcore._table cimport (
+    LINE,
     Index,
     Slot,
     index_add,
@@ -35,7 +36,7 @@ cdef inline int cache_rebuild(Cache self, uint32_t capacity) except -1:
     if wheel.links != NULL:
         wheel.base = capacity + FIRST_SLOT
         wheel.links = <Link*>PyMem_Malloc((<size_t>wheel.base + LISTS) * sizeof(Link))
-    index.words = <uint32_t*>lines_calloc(index_bytes(&index), 1)
+    index.words = <uint32_t*>lines_calloc(index.lines, LINE)
     if (
         slots == NULL or links == NULL or index.words == NULL
         or (wheel.links == NULL and self.wheel.links != NULL)

@@ -85,8 +85,8 @@ cdef inline int check_cache(Cache self) except -1:
         found = index_line(&self.index, place)
         for where in range(WORDS):
             words += found[where] != 0
-            if where != 0 and found[where] != 0:
-                assert found[where - 1] != 0, f"3: an empty word inside line {place}"
+            if found[where] == 0:
+                assert found[WORDS - 1] == 0, f"3: line {place} is not full"
     assert words == used, f"3: the index holds {words} words for {used} slots"
     s = self.free
     while s != 0:

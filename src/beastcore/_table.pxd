@@ -6,18 +6,22 @@ From its low bits up, a word is
 
     a slot number | how many lines it is from its home | a tag: the low bits of the mixed hash
 
-A key's home is a line. A word goes to the first free place of its home or, where that is full, of
-the next line that is not; the used words of a line come first. So a probe ends at the first line
-whose last word is 0, nearly always the home itself: it reads one line of memory, compares all tags
-in it at once and has hardly a branch to guess, and a processor that guesses right waits for the
-memory of several lookups at a time ("F14", Bronson and Shi, 2019, has such lines, with tags of a
-byte). A probe looks into a slot only when the tag fits.
+A key's home is a line. A word goes into its home or, where that is full, into the next line that is
+not; the last place of a line is used last. So a probe ends at the first line whose last word is 0,
+nearly always the home itself: it reads one line of memory, compares all tags in it at once and has
+hardly a branch to guess, and a processor that guesses right waits for the memory of several lookups
+at a time ("F14", Bronson and Shi, 2019, has such lines, with tags of a byte). A probe looks into a
+slot only when the tag fits.
 
-A removal fills the hole with the last word of the line. Only out of a full line it takes one that
-probed past it, from a later line, whose hole it fills in the same way (Knuth 6.4, algorithm R): so
-there are no tombstones. The distance in the word tells, without a look into the slots, which have
-not probed past; the largest that fits stands for "this or more", and then, as in an index so
-large that the words have no bits to spare, the slot's hash is asked.
+Within a line a word goes to the first free place from its pair on, which three bits of the hash
+choose. While the index is roomy three in four are in their pair, or more, and a lookup tries that
+first: where the line is in a processor's cache, comparing all of it takes longer than reading it.
+
+A removal leaves a hole. Only out of a full line it fills that: with a word that probed past it,
+from a later line, whose hole it fills in the same way (Knuth 6.4, algorithm R), or else with the
+last word of the line. So there are no tombstones. The distance in the word tells, without a look
+into the slots, which have not probed past; the largest that fits stands for "this or more", and
+then, as in an index so large that the words have no bits to spare, the slot's hash is asked.
 
 Home is hash * lines / 2**32 (Lemire, "Fast random integer generation in an interval", 2019), so
 that the number of lines need not be a power of two. At most 3/5 of the words are in use, 6.7 bytes
@@ -122,7 +126,7 @@ cdef inline void lines_free(void* memory) noexcept:
         PyMem_Free((<char**>memory)[-1])
 
 cdef enum:
-    ROOMY = 1 << 16     # smaller indexes are emptier
+    ROOMY = 1 << 16     # an index for fewer slots is emptier
 
 
 cdef struct Slot:
@@ -178,9 +182,28 @@ cdef inline uint32_t index_next(Index* x, uint32_t line) noexcept nogil:
     return 0 if line == x.lines else line
 
 
+cdef inline bint index_is_roomy(Index* x) noexcept nogil:
+    return x.slot_mask < ROOMY
+
+
 cdef inline uint32_t index_fits(Index* x, uint32_t* line, uint32_t hash) noexcept nogil:
     """Return which words of a line have the tag of the hash; 0 is a tag, too, of empty words."""
     return line_words(line, hash << x.tag_shift, x.tag_mask)
+
+
+cdef inline uint32_t index_pair(uint32_t hash) noexcept nogil:
+    """Return the first place of the pair in which a word had best be."""
+    return (hash & 7) * 2
+
+
+cdef inline uint32_t index_guess(Index* x, uint32_t* line, uint32_t hash) noexcept nogil:
+    """Return the slot of the word in the pair that has the tag of the hash; 0 if none has it."""
+    cdef uint32_t* pair = line + index_pair(hash)
+    cdef uint32_t first = pair[0], second = pair[1], tag = hash << x.tag_shift
+    # Without a branch to guess between the two.
+    cdef uint32_t chosen = -<uint32_t>((first ^ tag) >> x.tag_shift == 0)
+    cdef uint32_t word = second ^ ((first ^ second) & chosen)
+    return word & x.slot_mask if (word ^ tag) >> x.tag_shift == 0 else 0
 
 
 cdef inline uint32_t index_word(Index* x, uint32_t hash, uint32_t distance,
@@ -189,13 +212,20 @@ cdef inline uint32_t index_word(Index* x, uint32_t hash, uint32_t distance,
 
 
 cdef inline void index_add(Index* x, uint32_t hash, uint32_t s) noexcept nogil:
-    cdef uint32_t at = index_home(x, hash), distance = 0
+    cdef uint32_t at = index_home(x, hash), distance = 0, free
+    cdef uint32_t near = index_pair(hash)
     cdef uint32_t* line = index_line(x, at)
     while line[LAST] != 0:
         distance += 1
         at = index_next(x, at)
         line = index_line(x, at)
-    line[lowest(line_words(line, 0, EVERY))] = index_word(x, hash, distance, s)
+    free = line_words(line, 0, EVERY) & ~(<uint32_t>1 << LAST)
+    if free == 0:
+        near = LAST
+    else:
+        free |= free << WORDS  # round the line
+        near = (near + lowest(free >> near)) & LAST
+    line[near] = index_word(x, hash, distance, s)
 
 
 cdef inline uint32_t index_distance(Index* x, Slot* slots, uint32_t word,
@@ -237,11 +267,13 @@ cdef inline uint32_t* index_past(Index* x, Slot* slots, uint32_t* at,
         line = index_line(x, at[0])
         for i in range(WORDS):
             if line[i] == 0:
-                return NULL
+                continue
             away = index_distance(x, slots, line[i], at[0])
             if away >= gap:
                 distance[0] = away - gap
                 return line + i
+        if line[LAST] == 0:
+            return NULL
 
 
 cdef inline void index_drop(Index* x, Slot* slots, uint32_t s) noexcept nogil:
@@ -261,6 +293,4 @@ cdef inline void index_drop(Index* x, Slot* slots, uint32_t s) noexcept nogil:
         hole = past
         at = end
         line = index_line(x, at)
-    past = line + lowest(line_words(line, 0, EVERY)) - 1
-    hole[0] = past[0]
-    past[0] = 0
+    hole[0] = 0
