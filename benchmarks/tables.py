@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bars, compare, flood, hitrate, memory, worst
+from benchmarks import bars, compare, firestore, flood, hitrate, memory, worst
 from benchmarks.worker import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -38,8 +38,35 @@ def _consistency(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _crashes(found: dict[str, Any]) -> list[str]:
-    return [f"**`kill -9` of the application.** {found['outcome']}."]
+def _crashes(found: list[dict[str, Any]]) -> list[str]:
+    names = {
+        "counting": "`kill -9` of the application, answers lost, operations refused",
+        "faulty": "the same over a proxy that cuts and holds the connection",
+    }
+    rows = [
+        [
+            names[row["what"]],
+            f"{row['trials']:,}",
+            f"{row['kills']:,}",
+            f"{row['acknowledged']:,}",
+            f"{row['counted']:,}",
+            f"{row['replayed']:,}",
+            f"{row['confirmed']:,}",
+        ]
+        for row in found
+    ]
+    heads = [
+        "", "trials", "kills", "acknowledged writes", "of them with transforms", "replayed",
+        "commits found by their marker",
+    ]  # fmt: skip
+    return [
+        (
+            "**Crashes.** A run ends with an error at the first write that was acknowledged and is "
+            "not in the database, and at the first transform that was applied twice; these did not."
+        ),
+        "",
+        *table(heads, rows),
+    ]
 
 
 def _network(found: dict[str, Any]) -> list[str]:
