@@ -64,6 +64,7 @@ SECTIONS = [
     Section("flood", "docs/performance.md", "flood", flood.render),
     Section("compare", "docs/comparison.md", "compare", compare.render),
     Section("hitrate", "docs/hit-ratio.md", "hitrate", hitrate.render),
+    Section("firestore", "docs/firestore-measured.md", "firestore", firestore.render),
 ]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
 
+import beastmode
 from support import ENGINE_NAMES, Twin
 
 NO_EXPORTS = {"__main__.py", "_version.py"}
@@ -85,3 +87,21 @@ def test_public_methods_have_docstrings_in_both_twins(name: str) -> None:
             and not (getattr(face, attribute).__doc__ or "").strip()
         ]
         assert bare == [], f"{face.__module__}.{name}"
+
+
+def test_the_layer_gives_each_name_from_the_room_that_editors_are_told(root: Path) -> None:
+    """What is imported when asked for is what type checkers see imported."""
+    tree = ast.parse((root / "python/beastmode/__init__.py").read_text(encoding="utf-8"))
+    told = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("beastmode.")
+        for alias in node.names
+    }
+    assert {name: f"beastmode.{room}" for name, room in beastmode._HOMES.items()} == told
+    assert set(beastmode.__all__) == {*told, "__version__"}
+    for name, module in told.items():
+        assert getattr(beastmode, name) is getattr(importlib.import_module(str(module)), name)
+    assert set(beastmode.__all__) <= set(dir(beastmode))
+    with pytest.raises(AttributeError, match="has no attribute 'Nonsense'"):
+        beastmode.Nonsense  # type: ignore[attr-defined]

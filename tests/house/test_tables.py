@@ -32,6 +32,9 @@ def test_a_changed_figure_is_seen(tables: Any) -> None:
         "memory": lambda results: results["held"][0].update(bytes=1234.5),
         "worst": lambda results: results["rows"][0].update(worst_us=12345.0),
         "flood": lambda results: results["rows"][0].update(ns=12345.0),
+        "firestore": lambda results: results["parts"]["latency"]["found"]["sync"].update(
+            hit_us=99.9
+        ),
         "hitrate": lambda results: results["summary"][-1]["standing"][0].update(mean=99.9),
     }
     for section in tables.SECTIONS:
