@@ -194,8 +194,8 @@ def _imports(found: dict[str, Any]) -> list[str]:
     )
     return [
         (
-            f"**Import**, beside `import asyncio, sqlite3, json`: {told}. Of third parties it loads "
-            f"{loaded}."
+            f"**Import**, beside `import asyncio, sqlite3, json`: {told}. Of third parties it "
+            f"loads {loaded}."
         )
     ]
 

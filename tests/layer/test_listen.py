@@ -396,6 +396,20 @@ def test_a_target_that_ends_every_stream_is_put_aside_and_the_rest_goes_on() -> 
     feed.close()
 
 
+def test_an_outage_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    def script(request: Any, say: Callable[..., None]) -> None:
+        if server.streams < 5:
+            raise OSError("nobody is there")
+        tell_current(request.add_target.target_id, say)
+
+    server = PlayedServer(script)
+    feed, heard = server.feed()
+    feed.add(A)
+    wait_until(lambda: heard.current == ["u/a"], 20)
+    assert caplog.text.count("a Listen stream failed: ") == 1
+    feed.close()
+
+
 def test_what_makes_no_sense_begins_a_new_stream_and_is_doubt(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

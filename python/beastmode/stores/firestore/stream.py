@@ -198,7 +198,9 @@ class Stream:
             with hub.lock:
                 self._call = None
                 if self._sending is sending:
-                    logger.warning("a Listen stream failed: %s", why)
+                    # Once for each outage: the next tries are a second apart.
+                    level = logging.DEBUG if self._failures else logging.WARNING
+                    logger.log(level, "a Listen stream failed: %s", why)
                     self.give_up(why, suspicious=suspicious)
             sending.put(None)
             if call is not None:
