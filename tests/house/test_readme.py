@@ -64,7 +64,7 @@ def test_the_example_is_the_quickstart(tmp_path: Path) -> None:
 
 
 def test_the_example_of_the_engine_runs(tmp_path: Path) -> None:
-    code = blocks(README, "python")[1]
+    code = blocks(README, "python")[2]
     assert "beastmode" not in code
     assert run_python(code, tmp_path) == (
         "{'name': 'Ada'} None 1\n144 144 CacheInfo(hits=1, misses=1, maxsize=1000, currsize=1)\n"

@@ -139,3 +139,20 @@ def test_the_worker_books_each_line_once(firestore: Firestore, tmp_path: Path) -
     assert grace is not None
     assert grace["balance"] == 20
     store.close()
+
+
+def test_the_lines_of_the_readme(firestore: Firestore, tmp_path: Path) -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = [block for block in readme.split("```python\n") if "FirestoreStore(" in block]
+    lines = code.partition("```")[0].replace("my-project", firestore.project)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning", "-c", f"{lines}print(response)"],
+        cwd=tmp_path,
+        env=environment(firestore, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Response('store', document=Document(path='users/ada', data=None")
