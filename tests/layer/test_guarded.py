@@ -265,6 +265,9 @@ def test_feeds_pass_and_bring_the_next_try_forward() -> None:
         def on_doubt(self, targets: Sequence[Target] | None, why: str) -> None:
             self.heard.append(why)
 
+        def on_unknown(self, paths: Sequence[str], why: str) -> None:
+            self.heard.append((*paths, why))
+
     clock = FakeClock()
     breaker = Breaker(timer=clock, jitter=0.0)
     with _Feeding(":memory:") as inner:
@@ -272,7 +275,7 @@ def test_feeds_pass_and_bring_the_next_try_forward() -> None:
         assert isinstance(store, FeedStore)
         listener = Listener()
         assert store.open_feed(listener) == "a feed"
-        for event in ("on_doubt", "on_current", "on_change"):
+        for event in ("on_doubt", "on_current", "on_unknown", "on_change"):
             for _ in range(5):
                 breaker.failed(breaker.admit(), StoreUnavailable("gone"))
             clock.advance(0.2)
@@ -283,6 +286,8 @@ def test_feeds_pass_and_bring_the_next_try_forward() -> None:
                     clock.advance(0.3)
                 case "on_current":
                     inner.listener.on_current(Target())
+                case "on_unknown":
+                    inner.listener.on_unknown(["users/1"], "unreadable")
                 case _:
                     inner.listener.on_change(Change(Document("users/1", None, 1)))
             assert breaker.next_probe_s() == 0.0
@@ -291,7 +296,10 @@ def test_feeds_pass_and_bring_the_next_try_forward() -> None:
                 assert permit is not None
                 breaker.succeeded(permit)
             clock.advance(60.0)
-        assert listener.heard == ["silence", Target(), Change(Document("users/1", None, 1))]
+        change = Change(Document("users/1", None, 1))
+        assert listener.heard == ["silence", Target(), ("users/1", "unreadable"), change]
+        told = {name for name in vars(FeedListener) if name.startswith("on_")}
+        assert told <= set(dir(inner.listener)), "whatever a feed tells is passed on"
 
 
 # -- who probes ---------------------------------------------------------------------------------

@@ -92,9 +92,19 @@ class Side:
         self.writer.close()
 
 
+EARLIER: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def _earlier() -> None:
+    """Note the threads that are there already: those are another test's."""
+    EARLIER.clear()
+    EARLIER.update(threading.enumerate())
+
+
 def listening() -> list[str]:
-    """Return the names of the threads of feeds."""
-    names = [thread.name for thread in threading.enumerate()]
+    """Return the names of the threads of this test's feeds."""
+    names = [thread.name for thread in threading.enumerate() if thread not in EARLIER]
     return [name for name in names if name.startswith("beastmode-listen")]
 
 

@@ -144,6 +144,11 @@ class _Hearing:
         """See `FeedListener.on_doubt`."""
         return self._listener.on_doubt(targets, why)
 
+    def on_unknown(self, paths: Sequence[str], why: str) -> object:
+        """See `FeedListener.on_unknown`."""
+        self._heard()
+        return self._listener.on_unknown(paths, why)
+
 
 class GuardedStore(_Guarded):
     """A `Store` that asks `store` only while `breaker` lets it. O(1) beside the store's work.
