@@ -67,6 +67,7 @@ class Watching:
         self._cache = cache
         self._target = target
         self._timer = timer
+        self._rng = random.Random()
         self._tell_change = on_change
         self._tell_doubt = on_doubt
         self._lock = threading.Lock()
@@ -122,7 +123,7 @@ class Watching:
     def doubt(self, error: BaseException) -> None:
         """Doubt everything held because of `error`, and wait a while before the next watch."""
         self._cache.mark_unverified()
-        self._retry_at = self._timer() + self._wait * random.uniform(0.8, 1.2)
+        self._retry_at = self._timer() + self._wait * self._rng.uniform(0.8, 1.2)
         self._wait = min(self._wait * 2, _LONGEST_WAIT_S)
         logger.warning("changes of the store are not followed: %s: %s", type(error).__name__, error)
         self._tell_doubt(error)

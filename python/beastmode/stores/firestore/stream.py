@@ -111,6 +111,7 @@ class Stream:
         self._sending: queue.SimpleQueue[Any] | None = None
         self._call: Any = None
         self._ended = threading.Event()
+        self._rng = random.Random()
         self._failures = 0
         self.error: BaseException | None = None
         self.cancel_at = inf
@@ -163,7 +164,7 @@ class Stream:
         while not self._ended.is_set():
             self._talk()
             longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(self._failures, 8))
-            self._ended.wait(random.uniform(_FIRST_WAIT_S, longest))
+            self._ended.wait(self._rng.uniform(_FIRST_WAIT_S, longest))
         with self._hub.lock:
             self._hub.gone(self)
 

@@ -92,6 +92,7 @@ class TargetTable:
         self._listener = listener
         self._silence_s = silence_s
         self._timer = timer
+        self._rng = random.Random()
         self._window = self._narrow = window
         self._last_id = last_id
         self._next_id = 1
@@ -249,7 +250,7 @@ class TargetTable:
         first, longest = waits
         wait = min(first * 2**one.failures, longest)
         one.failures = min(one.failures + 1, 16)
-        one.retry_at = self._timer() + wait * random.uniform(0.8, 1.2)
+        one.retry_at = self._timer() + wait * self._rng.uniform(0.8, 1.2)
         self._aside[one.target.key] = one
         self._refusal = f"{one.target}: {why}"
         self._listener.on_doubt([one.target], why)
