@@ -35,6 +35,7 @@ from beastmode.stores.base import (
 )
 from beastmode.stores.documents import Document, Operation
 from beastmode.stores.probing import judge_health
+from beastmode.stores.wrapper import StoreWrapper
 
 __all__ = ["GuardedAsyncStore", "GuardedStore"]
 
@@ -42,25 +43,15 @@ _FAIR_S: Final = 0.25
 """A store that was left less time than this and did not answer may be as well as ever."""
 
 
-class _Guarded:
+class _Guarded(StoreWrapper):
     """What both wrappers share: the permit around one call, and health while it is open."""
 
     def __init__(self, store: Any, breaker: Breaker) -> None:
-        self._inner = store
+        super().__init__(store)
         self.breaker = breaker
-        if hasattr(store, "open_feed"):
-            # An attribute, so that this is a FeedStore exactly where the store is one.
-            self.open_feed = self._open_feed
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the store offers beyond the protocol."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._inner, name)
 
     def _open_feed(self, listener: FeedListener) -> Feed:
-        feed: Feed = self._inner.open_feed(_Hearing(listener, self.breaker))
-        return feed
+        return super()._open_feed(_Hearing(listener, self.breaker))
 
     @contextmanager
     def _call(self, deadline: float | None) -> Iterator[None]:

@@ -34,6 +34,7 @@ from beastmode.stores.base import (
     Target,
 )
 from beastmode.stores.documents import Delete, Document, Operation
+from beastmode.stores.wrapper import StoreWrapper
 
 __all__ = ["MeteredAsyncStore", "MeteredStore", "commit_units", "query_units"]
 
@@ -78,26 +79,17 @@ def _commit_bill(operations: Sequence[Operation]) -> _Bill:
     return _Bill(commit_units(operations), commit_units(own) if own else _NONE)
 
 
-class _Metered:
+class _Metered(StoreWrapper):
     """What both wrappers share: counting around one call."""
 
     def __init__(self, store: Any, meter: Meter, *, bill_changes: bool, account: Account) -> None:
-        self._inner = store
+        super().__init__(store)
         self.meter = meter
         self._bill_changes = bill_changes
         self._account = account
-        if hasattr(store, "open_feed"):
-            # An attribute, so that this is a FeedStore exactly where the store is one.
-            self.open_feed = self._open_feed
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the store offers beyond the protocol."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._inner, name)
 
     def _open_feed(self, listener: FeedListener) -> Feed:
-        feed: Feed = self._inner.open_feed(listener)
+        feed = super()._open_feed(listener)
         self.meter.add_listener(lambda: feed.documents_read)
         return feed
 
