@@ -108,24 +108,23 @@ class Checker:
             )
 
     def end(
-        self, path: str, before: Snapshot, data: Mapping[str, Any] | None, version: int | None
-    ) -> None:
+        self, path: str, before: Snapshot, data: Mapping[str, Any] | None, version: int | None,
+        source: str,
+    ) -> None:  # fmt: skip
         """Judge an answer; `version` is None where it shows own writes alone."""
         known = self.of(path)
         with known.lock:
             self.reads += 1
-            if version is not None:
-                if version < before.version:
-                    self._broken("monotonic", path, f"version {version} after {before.version}")
-                known.version = max(known.version, version)
+            self._judge_version(path, known, before, version, f"{source}, {data!r:.40}")
             if data is None:
                 self._judge_missing(path, known, before)
             else:
                 self._judge(path, known, before, int(data["p"]), int(data["n"]), version)
 
     def end_counter(
-        self, path: str, before: Snapshot, data: Mapping[str, Any] | None, version: int | None
-    ) -> None:
+        self, path: str, before: Snapshot, data: Mapping[str, Any] | None, version: int | None,
+        source: str,
+    ) -> None:  # fmt: skip
         """As `end`, for a document that is only counted up, field `c`."""
         count = 0 if data is None else int(data["c"])
         known = self.of(path)
@@ -136,10 +135,17 @@ class Checker:
             if count < before.seen.get(-1, 0):
                 self._broken("monotonic", path, f"{count} counted after {before.seen[-1]}")
             known.seen[-1] = max(known.seen.get(-1, 0), count)
-            if version is not None:
-                if version < before.version:
-                    self._broken("monotonic", path, f"version {version} after {before.version}")
-                known.version = max(known.version, version)
+            self._judge_version(path, known, before, version, f"{source}, {data!r:.40}")
+
+    def _judge_version(
+        self, path: str, known: _Known, before: Snapshot, version: int | None, what: str
+    ) -> None:
+        if version is None:
+            return
+        if version < before.version:
+            text = f"version {version} ({what}) after {before.version}"
+            self._broken("monotonic", path, text)
+        known.version = max(known.version, version)
 
     def _judge_missing(self, path: str, known: _Known, before: Snapshot) -> None:
         # Only its own writer deletes a document, so its writer can tell which states are allowed.

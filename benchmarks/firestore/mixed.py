@@ -83,7 +83,8 @@ class Player:
 
     def judge(self, path: str, before: Any, document: Any, source: str) -> None:
         end = self.checker.end_counter if path.startswith("counters") else self.checker.end
-        end(path, before, document.data, None if source == "buffer" else document.version)
+        version = None if source == "buffer" else document.version
+        end(path, before, document.data, version, source)
 
 
 def play(optimizer: BeastModeOptimizer, player: Player) -> None:

@@ -16,7 +16,7 @@ def checker(benchmark_module: Callable[[str], Any]) -> Any:
 
 
 def read(checker: Any, data: Any, version: int | None, path: str = PATH) -> None:
-    checker.end(path, checker.begin(path), data, version)
+    checker.end(path, checker.begin(path), data, version, "store")
 
 
 def rules(checker: Any) -> list[str]:
@@ -78,7 +78,7 @@ def test_a_writers_numbers_go_back(checker: Any) -> None:
 def test_reads_that_overlap_are_not_compared(checker: Any) -> None:
     before = checker.begin(PATH)
     read(checker, {"p": 1, "n": 3}, 8)
-    checker.end(PATH, before, {"p": 1, "n": 2}, 7)
+    checker.end(PATH, before, {"p": 1, "n": 2}, 7, "store")
     assert checker.violations == []
 
 
@@ -86,9 +86,9 @@ def test_counters(checker: Any) -> None:
     for number in (1, 2):
         checker.issue(PATH)
         checker.acknowledge(PATH, number, None)
-    checker.end_counter(PATH, checker.begin(PATH), {"c": 5}, 3)
+    checker.end_counter(PATH, checker.begin(PATH), {"c": 5}, 3, "store")
     assert checker.violations == []
-    checker.end_counter(PATH, checker.begin(PATH), {"c": 4}, 4)
+    checker.end_counter(PATH, checker.begin(PATH), {"c": 4}, 4, "store")
     assert rules(checker) == ["monotonic"]
-    checker.end_counter(PATH, checker.begin(PATH), {"c": 1}, 5)
+    checker.end_counter(PATH, checker.begin(PATH), {"c": 1}, 5, "store")
     assert rules(checker) == ["monotonic", "own write", "monotonic"]

@@ -19,7 +19,7 @@ import pytest
 from beastcore import Cache
 from beastmode.cache import Answer, BeastModeCache, Lease, Rule
 from beastmode.errors import ConfigError, StoreUnavailable
-from beastmode.stores.base import Change, Query
+from beastmode.stores.base import Change, Query, QueryResult
 from beastmode.stores.documents import Document, Merge, Update, freeze
 from scripted import WAIT_S, Hold, ScriptedAsyncStore, ScriptedStore
 from support import FakeClock
@@ -72,22 +72,51 @@ def cache(store: ScriptedStore, clock: FakeClock) -> Iterator[BeastModeCache]:
 class Loading:
     """A read in another thread whose load has read its document and not yet returned it."""
 
-    def __init__(self, cache: BeastModeCache, store: ScriptedStore, path: str = KEY) -> None:
+    def __init__(
+        self,
+        cache: BeastModeCache,
+        store: ScriptedStore,
+        path: str = KEY,
+        *,
+        user: str | None = None,
+    ) -> None:
         self._held: Hold = store.hold(path)
         self.answer: Answer | None = None
 
         def read() -> None:
-            self.answer = cache.get(path)
+            self.answer = cache.get(path, user=user)
 
         self._thread = threading.Thread(target=read, daemon=True)
         self._thread.start()
         self._held.wait_entered()
 
-    def end(self) -> Document:
-        self._held.release()
+    def end(self, document: Document | None = None) -> Document:
+        """Let it bring what it read, or `document` if the store read later than it was asked."""
+        self._held.release(None if document is None else lambda _: document)
         self._thread.join(WAIT_S)
         assert self.answer is not None
         return self.answer.document
+
+
+class Asking:
+    """A query in another thread, answered by the store and not yet returned."""
+
+    def __init__(self, cache: BeastModeCache, store: ScriptedStore) -> None:
+        self._held: Hold = store.hold("users")
+        self._documents: list[Document] = []
+
+        def ask() -> None:
+            self._documents = cache.query(Query("users")).documents
+
+        self._thread = threading.Thread(target=ask, daemon=True)
+        self._thread.start()
+        self._held.wait_entered()
+
+    def end(self, result: QueryResult | None = None) -> list[Document]:
+        """Let it bring what it found, or `result`."""
+        self._held.release(None if result is None else lambda _: result)
+        self._thread.join(WAIT_S)
+        return self._documents
 
 
 # -- C1: nothing is installed after its token died ---------------------------------------------
@@ -674,6 +703,63 @@ def test_a_query_ends_what_is_older(cache: BeastModeCache, store: ScriptedStore)
     new = store.put(KEY, n=2)
     assert cache.query(Query("users"), deadline=None).documents == [new]
     assert cache.get(KEY).document == new
+
+
+SEERS: dict[str, Callable[[BeastModeCache, ScriptedStore, Document], object]] = {
+    "read past the cache": lambda cache, store, new: cache.observe([new]),
+    "query": lambda cache, store, new: cache.query(Query("users")),
+}
+
+
+@pytest.mark.parametrize("name", SEERS)
+@pytest.mark.parametrize("per_user", [False, True])
+def test_a_load_in_the_air_shows_nothing_older_than_was_seen_elsewhere(
+    cache: BeastModeCache, store: ScriptedStore, name: str, per_user: bool
+) -> None:
+    if per_user:
+        cache.close()
+        cache = BeastModeCache(store, rules=[Rule("users", per_user=True)], load_deadline_s=WAIT_S)
+    user = "me" if per_user else None
+    loading = Loading(cache, store, user=user)
+    new = store.put(KEY, n=2)
+    SEERS[name](cache, store, new)
+    loading.end()
+    assert cache.get(KEY, user=user).document == new
+    cache.close()
+
+
+def test_a_load_in_the_air_shows_nothing_older_than_an_overtaken_one(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    overtaken = Loading(cache, store)
+    cache.invalidate(KEY)
+    successor = Loading(cache, store)
+    new = store.put(KEY, n=2)
+    assert overtaken.end(new) == new
+    assert cache.lookup(KEY) is None, "its token is dead"
+    assert successor.end() == new
+    assert cache.get(KEY) == Answer(new, "hit")
+
+
+def test_a_query_ends_with_a_read_past_the_cache(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    cache.cover_collection("users", Lease(math.inf))
+    assert cache.query(Query("users")).source == "store"
+    cache.observe([store.put(KEY, n=2)])
+    assert cache.query(Query("users")).documents == [store.documents[KEY]]
+
+
+def test_a_query_in_the_air_shows_nothing_older_than_an_overtaken_one(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    overtaken = Asking(cache, store)
+    cache.invalidate(KEY)
+    successor = Asking(cache, store)
+    new = store.put(KEY, n=2)
+    result = QueryResult([new], store.version)
+    assert overtaken.end(result) == [new]
+    assert successor.end() == [new]
 
 
 def test_a_finalizer_may_use_the_cache(store: ScriptedStore) -> None:

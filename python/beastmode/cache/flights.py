@@ -19,7 +19,7 @@ import contextvars
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from beastmode.cache.rules import Key, Policy
 from beastmode.errors import CacheError, StoreTimeout
@@ -33,7 +33,15 @@ _POLL_S = 0.05
 """How often a waiter looks whether the event loop that leads its flight still runs."""
 
 
-Loaded = TypeVar("Loaded")
+class Versioned(Protocol):
+    """What a load brings: a document, or the result of a query."""
+
+    @property
+    def version(self) -> int:
+        """What was read with a higher one was read later."""
+
+
+Loaded = TypeVar("Loaded", bound=Versioned)
 
 
 class AbandonedError(CacheError):
@@ -48,6 +56,7 @@ class Flight(Generic[Loaded]):
         "deadline",
         "future",
         "key",
+        "known",
         "live",
         "loop",
         "path",
@@ -79,9 +88,25 @@ class Flight(Generic[Loaded]):
         self.background = background
         self.live = True
         """The token: once False, what it brings must not be installed."""
+        self.known: Loaded | None = None
+        """The newest that others have seen while it was in the air."""
         self.settled = False
         """True once someone has taken on resolving it."""
         self.future: Future[Loaded] = Future()
+
+    def learn(self, known: Loaded) -> None:
+        """Take notice of what others have seen: readers that join from now on see no less."""
+        if self.known is None or self.known.version < known.version:
+            self.known = known
+
+    def newest(self, loaded: Loaded) -> Loaded:
+        """Return what it may bring: `loaded`, or what is known to be newer.
+
+        Stores may answer in another order than they were asked. What is known and newer was read
+        later than `loaded`, so everything that may be done with that may be done with this.
+        """
+        known = self.known
+        return loaded if known is None or known.version <= loaded.version else known
 
     def resolve(self, outcome: Loaded | Exception) -> None:
         """Hand `outcome` to every waiter; call it once, without holding a lock."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -126,6 +126,8 @@ class _Begun(NamedTuple):
 class QueryShelf:
     """The queries of one cache; `blocked` are paths for which nothing may be installed.
 
+    `learn` is told of each document that a query brought.
+
     All methods but `land`, `fail`, `abandon` and `close` are called under the lock.
     """
 
@@ -136,6 +138,7 @@ class QueryShelf:
         book: RuleBook,
         *,
         blocked: Container[str],
+        learn: Callable[[Document], object],
         max_queries: int,
         max_documents: int,
     ) -> None:
@@ -143,6 +146,7 @@ class QueryShelf:
         self._held = held
         self._book = book
         self._blocked = blocked
+        self._learn = learn
         self._max_queries = max_queries
         self._max_documents = max_documents
         self._covered: dict[str, _Covered] = {}
@@ -211,10 +215,14 @@ class QueryShelf:
             if flight.settled:
                 return
             flight.settled = True
-            for document in result.documents:  # what is older must not be seen after this
-                self._held.outdate(document.path, document.version)
-            self._keep(flight, result)
             self._forget(flight)
+            result = flight.newest(result)
+            for document in result.documents:  # what is older must not be seen after this
+                self._learn(document)
+            self._keep(flight, result)
+            successor = None if flight.key is None else self._flights.get(flight.key)
+            if successor is not None:
+                successor.learn(result)
         flight.resolve(result)
 
     def _keep(self, flight: QueryFlight, result: QueryResult) -> None:

@@ -10,7 +10,7 @@ The rules, per path
     2. A write, a change, an invalidation, doubt, `set` and `clear` kill the token: readers that
        already wait get what the flight brings (they began before), later readers start a new one.
     3. The version held under a key never goes back; a reader whose load brought less than what
-       is held gets what is held.
+       is held, or than what others have seen of it meanwhile, gets that.
     4. While a write is pending nothing that was read from the store is installed. The newest
        change heard meanwhile is kept, and taken up when the write finishes if it is not older.
        If only its version is known (another write has it), the entry is dropped, to be loaded.
@@ -86,6 +86,7 @@ class CacheState:
             self.held,
             book,
             blocked=self.pending,
+            learn=self._learn,
             max_queries=max_queries,
             max_documents=max_query_documents,
         )
@@ -116,10 +117,14 @@ class CacheState:
             return key in self.engine
 
     def observe(self, documents: Iterable[Document]) -> None:
-        """Drop what is held and older than `documents`, which were read past the cache."""
+        """Let nothing older be seen than `documents`, which were read past the cache."""
         with self.gate:
             for document in documents:
-                self.held.outdate(document.path, document.version)
+                self._learn(document)
+                self.queries.seen(document)
+
+    def _learn(self, document: Document) -> None:
+        self.table.learn(document)
 
     def invalidate(self, path: str) -> int:
         """Drop a path's entries and kill its loads; the number of entries dropped."""

@@ -183,19 +183,19 @@ class FlightTable:
 
     def land(self, flight: DocumentFlight, document: Document) -> None:
         """Install what a flight brought, if the rules allow it, and hand it to its waiters."""
-        answer = document
         with self._gate.lock:
             if flight.settled:
                 return
             flight.settled = True
             self._forget(flight)
+            document = flight.newest(document)
             newer = self._held.newer(flight.key, document.version)
             if newer is not None:
-                answer = newer
+                document = newer
                 self.discarded += 1
-            elif flight.policy.cacheable:
+            else:
                 self._seen(document)
-                if self._may_install(flight):
+                if flight.policy.cacheable and self._may_install(flight):
                     self._held.install(
                         flight.key, flight.path, flight.policy, document, flight.started
                     )
@@ -203,10 +203,31 @@ class FlightTable:
                     if not self._may_install(flight):
                         self._held.engine.pop(flight.key, None)
                 else:
-                    self.discarded += 1
-                    # A lease may make what is held fresh again, and that is older.
+                    self.discarded += flight.policy.cacheable
+                    # A lease may make what is held fresh again, and that is older; so may be
+                    # what the flight brings that was begun when this one was overtaken.
                     self._held.outdate(flight.path, document.version)
-        flight.resolve(answer)
+                    successor = self._flights.get(flight.key)
+                    if successor is not None:
+                        successor.learn(document)
+        flight.resolve(document)
+
+    def learn(self, document: Document) -> None:
+        """Let nothing older than `document` be seen, which somebody has got past the table.
+
+        O(1), O(flights) where kept per user. The caller holds the lock.
+        """
+        path = document.path
+        self._held.outdate(path, document.version)
+        if self._held.shares_keys:
+            if (flight := self._flights.get(path)) is not None:
+                flight.learn(document)
+            return
+        for flight in [flight for flight in self._flights.values() if flight.path == path]:
+            if isinstance(flight.key, tuple):  # what its user may see is not known
+                self._kill(flight)
+            else:
+                flight.learn(document)
 
     def fail(self, flight: DocumentFlight, error: Exception) -> None:
         """Hand `error` to a flight's waiters; nothing is cached."""
