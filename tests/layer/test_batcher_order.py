@@ -94,6 +94,7 @@ class Interleavings(RuleBasedStateMachine):
         self.stored: dict[str, Any] = dict.fromkeys(PATHS)
         self.open: dict[str, list[Operation]] = {path: [] for path in PATHS}
         self.taken: list[Entry] = []
+        self.untold: set[str] = set()
         self.old: list[Document] = []  # what readers got from the store, some time ago
         self.reserved: list[WriteCall] = []  # on the way into the journal
         self.queue: list[tuple[WriteCall, Waiting]] = []
@@ -140,6 +141,7 @@ class Interleavings(RuleBasedStateMachine):
             merged = [part.operation for part in entry.parts]
             assert self.open[path][: len(merged)] == merged, "first in, first out"
             del self.open[path][: len(merged)]
+            self.untold.add(path[0])
             missing = isinstance(entry.operation, Update) and self.stored[path] is None
             if refuse or missing:
                 self.pending.settle(entry, None)
@@ -152,6 +154,11 @@ class Interleavings(RuleBasedStateMachine):
             self.version += 1
             self.pending.settle(entry, self.version)
         del self.taken[:count]
+
+    @rule()
+    def tell(self) -> None:
+        self.pending.told()
+        self.untold.clear()
 
     @rule()
     def fail_and_put_back(self) -> None:
@@ -209,6 +216,7 @@ class Interleavings(RuleBasedStateMachine):
             assert bool(self.open[path]) == bool(self.pending.pending(path))
         for collection in ("a", "b"):
             waiting = any(ops for path, ops in self.open.items() if path[0] == collection)
+            waiting = waiting or collection in self.untold
             assert (collection in self.pending.collections) == waiting
 
     @invariant()

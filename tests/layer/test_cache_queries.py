@@ -472,3 +472,72 @@ async def test_requests_are_answered_by_held_results(tmp_path: Path) -> None:
         optimizer.disable_beast_mode()
         assert (await optimizer.handle_request(None, request)).source == "store"
         assert (await optimizer.handle_request(None, request)).source == "store"
+
+
+@pytest.mark.parametrize("kind", ["held", "in the air"])
+def test_an_own_write_is_seen_before_the_cache_was_told_of_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The store has the write, it left the buffer, and `write_finished` has not been called."""
+    request = Request.query(ALL)
+    with BeastModeOptimizer(tmp_path / "a.db", batch_max_delay_ms=60_000) as optimizer:
+        cache, batcher = optimizer.cache, optimizer._parts.batcher
+        monkeypatch.setattr(cache, "apply_change", lambda _change: None)  # the stream is late
+        cache.cover_collection("users", Lease(math.inf))
+        committed, told, moved = threading.Event(), threading.Event(), threading.Event()
+        asked, answered = threading.Event(), threading.Event()
+        finish, flush, ask = cache.write_finished, batcher.flush, optimizer._parts.store.query
+
+        def wait_to_be_told(*args: Any, **more: Any) -> None:
+            committed.set()
+            assert told.wait(WAIT_S)
+            finish(*args, **more)
+
+        def flushed(deadline: float | None = None) -> None:
+            moved.set()
+            flush(deadline)
+
+        answers: list[list[str]] = []
+
+        def read() -> None:
+            response = optimizer.handle_request_sync(None, request)
+            answers.append([document.path for document in response.documents or ()])
+            moved.set()
+
+        readers = [threading.Thread(target=read)]
+        if kind == "held":
+            assert optimizer.handle_request_sync(None, request).documents == []
+        else:  # a query that was answered before the commit, and returns after it
+
+            def held_back(query: Query, *, deadline: float | None = None) -> Any:
+                result = ask(query, deadline=deadline)
+                if not asked.is_set():
+                    asked.set()
+                    assert answered.wait(WAIT_S)
+                return result
+
+            monkeypatch.setattr(optimizer._parts.store, "query", held_back)
+            early = threading.Thread(
+                target=optimizer.handle_request_sync, args=(None, request), daemon=True
+            )
+            early.start()
+            assert asked.wait(WAIT_S)
+            readers.append(early)
+        monkeypatch.setattr(cache, "write_finished", wait_to_be_told)
+        optimizer.handle_request_sync(None, Request.set("users/1", {"age": 1}))
+        writer = threading.Thread(target=flush, daemon=True)
+        writer.start()
+        assert committed.wait(WAIT_S)
+        monkeypatch.setattr(batcher, "flush", flushed)
+        try:
+            assert batcher.pending_in("users")
+            readers[0].start()
+            assert moved.wait(WAIT_S)
+        finally:
+            told.set()
+            answered.set()
+        for thread in (*readers, writer):
+            thread.join(WAIT_S)
+        assert answers == [["users/1"]]
+        assert not batcher.pending_in("users")
+        batcher._pending._check()

@@ -287,7 +287,10 @@ class BeastModeBatcher(BatcherLife):
             return self._pending.pending(path)
 
     def pending_in(self, collection: str) -> bool:
-        """Return whether operations on documents directly in `collection` are pending. O(1)."""
+        """Return whether operations on documents directly in `collection` are pending. O(1).
+
+        They are until `on_committed` or `on_failed` was told of them: `flush` waits for that.
+        """
         check_collection(collection)
         self._check_process()
         with self._changed:

@@ -148,7 +148,7 @@ class Flusher(DirectCommits):
     def _recollect(self, error: BaseException) -> None:
         """Take up what an interrupted action left: nothing accepted is lost, nobody waits on."""
         self._put_back()
-        self._announcing = None
+        self._announced()
         for call in self.committing:
             resolve(call, error)
         self.committing.clear()
@@ -260,11 +260,15 @@ class Flusher(DirectCommits):
                 self._pending.settle(entry, newest if version is None else version)
         self._callbacks.committed([(part.operation, version) for part, version in parts])
         with self._changed:
-            self._announcing = None
+            self._announced()
             self._pending.expire_recent()
             for part, version in parts:
                 _answer(part, version, None)
             self.wake_idle_waiters()
+
+    def _announced(self) -> None:
+        self._announcing = None
+        self._pending.told()
 
     def _entry_rejected(self, batch: Batch, error: Exception) -> None:
         (entry,) = batch.entries
@@ -278,7 +282,7 @@ class Flusher(DirectCommits):
             self._pending.settle(entry, None)
         self._callbacks.failed([part.operation for part in entry.parts], error)
         with self._changed:
-            self._announcing = None
+            self._announced()
             is_heard = any(part.call is not None and part.call.waiter for part in entry.parts)
             for part in entry.parts:
                 _answer(part, None, error)

@@ -10,7 +10,8 @@ Every method is called with the batcher's lock held. Numbered invariants, verifi
 2. Operations of one path and journal lie, oldest first, in the taken entries and then in the
    buffer.
 3. `ops_held` and `bytes_held` are the sums over `open` and over the reservations.
-4. `collections` counts the open operations of each collection.
+4. `collections` counts the operations of each collection that are open, or were settled and not
+   yet told of.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class PendingWrites:
         self.timer = timer
         self.open: OrderedDict[int, Part] = OrderedDict()
         self.collections: Counter[str] = Counter()
+        self._untold: Counter[str] = Counter()
         self.ops_held = 0
         self.bytes_held = 0
         self.reserved = 0
@@ -213,7 +215,10 @@ class PendingWrites:
         return id(entry) in self._taken
 
     def settle(self, entry: Entry, version: int | None) -> None:
-        """Forget a taken entry: committed at `version` or before, or (None) rejected."""
+        """Forget a taken entry: committed at `version` or before, or (None) rejected.
+
+        Its collection counts as pending until `told`.
+        """
         path, _ = self._taken.pop(id(entry))
         line = self._in_flight[path]
         line.remove(entry)
@@ -225,9 +230,18 @@ class PendingWrites:
         for part in entry.parts:
             del self.open[part.number]
             self._release(1, part.size)
-        self.collections[collection] -= len(entry.parts)
-        if not self.collections[collection]:
-            del self.collections[collection]
+        self._untold[collection] += len(entry.parts)
+
+    def told(self) -> None:
+        """Say that whoever must know of what was settled has been told, the cache above all.
+
+        Before that a query must not be answered from what the cache holds.
+        """
+        for collection, count in self._untold.items():
+            self.collections[collection] -= count
+            if not self.collections[collection]:
+                del self.collections[collection]
+        self._untold.clear()
 
     def put_back(self, keep: Collection[Entry] = ()) -> None:
         """Put what is taken and not settled back in front of everything newer, except `keep`."""
@@ -246,6 +260,7 @@ class PendingWrites:
         self.put_back()
         for entry in self.take(len(self.buffer)):
             self.settle(entry, None)
+        self.told()
         return operations
 
     def is_waiting(self, path: str, number: int) -> bool:
@@ -374,4 +389,5 @@ class PendingWrites:
                 assert order == sorted(order), "invariant 2"
         assert self.ops_held == len(self.open) + self.reserved, "invariant 3"
         counted = Counter(collection_of(part.operation.path) for part in self.open.values())
+        counted += self._untold
         assert counted == self.collections, "invariant 4"
