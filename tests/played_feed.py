@@ -91,7 +91,7 @@ class Ranked:
     def mark_unverified(self, prefix: str | None = None) -> None:
         self.log.append(("doubt all of", prefix))
 
-    def doubt(self, paths: Collection[str]) -> None:
+    def doubt(self, paths: Collection[str], *, unknown: bool = False) -> None:
         self.log.append(("doubt", *paths))
 
     def drain_interest(self, limit: int) -> tuple[list[str], bool]:

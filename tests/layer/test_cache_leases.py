@@ -123,6 +123,30 @@ def test_a_stream_that_resumes_ends_the_doubt_without_a_load(
     assert store.loads_of(KEY) == store.loads_of("users/2") == 1
 
 
+def test_no_cover_ends_the_doubt_of_what_is_unknown(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    cache.get(KEY)
+    assert cache.drain_interest(9) == ([KEY], False)
+    lease = Lease(math.inf)
+    cache.cover(KEY, lease)
+    cache.get("users/2")
+    cache.doubt([KEY, "users/2"], unknown=True)
+    assert cache.drain_interest(9) == ([], False), "what is in doubt was not just loaded"
+    assert cache.cover(KEY, lease)
+    assert cache.lookup(KEY) is None
+    store.error = StoreUnavailable("down")
+    clock.advance(STALE - 1)
+    assert cache.get(KEY).source == "stale"
+    clock.advance(1)
+    with pytest.raises(StoreUnavailable):
+        cache.get(KEY)
+    store.error = None
+    cache.get(KEY)
+    clock.advance(TTL)
+    assert cache.lookup(KEY) is not None, "what was loaded is covered as before"
+
+
 def test_a_cancelled_lease_counts_up_to_its_last_promise_and_doubt_ends_that(
     cache: BeastModeCache, clock: FakeClock
 ) -> None:

@@ -258,7 +258,18 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.invalidate(path) == held
         self.overtake(path, self.store.documents[path].version)
 
-    @rule(how=st.sampled_from(["prefix", "clear", "doubt", "doubt prefix", "doubt paths prefix"]))
+    @rule(
+        how=st.sampled_from(
+            [
+                "prefix",
+                "clear",
+                "doubt",
+                "doubt prefix",
+                "doubt paths prefix",
+                "doubt unknown prefix",
+            ]
+        )
+    )
     def invalidate_many(self, how: str) -> None:
         if how == "prefix":
             self.cache.invalidate(prefix="users")
@@ -267,6 +278,8 @@ class CacheMachine(RuleBasedStateMachine):
         elif how == "doubt paths prefix":
             self.lease.cancel()
             self.cache.doubt(["users/1", "users/2"])
+        elif how == "doubt unknown prefix":
+            self.cache.doubt(["users/1", "users/2"], unknown=True)
         else:
             self.cache.mark_unverified("users" if how == "doubt prefix" else None)
         for path in PATHS:

@@ -156,6 +156,7 @@ def test_targets_come_and_go_while_it_runs(side: Side) -> None:
     assert heard.newest("u/a") == "deleted"
     feed.add(A)
     wait_until(lambda: heard.newest("u/a") == {"n": 1})
+    wait_until(lambda: heard.current.count("u/a") == 2)
     feed.remove(A)
     feed.remove(B)
     assert (feed.targets, feed.streams, feed.active) == (0, 0, True)

@@ -234,6 +234,55 @@ def test_an_unknown_document_is_loaded_and_covered_again(scene: Scene, clock: Fa
     assert scene.read("u/a") == ["hit"]
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_being_current_does_not_make_up_for_what_is_unknown(
+    scene: Scene, clock: FakeClock, whole: bool
+) -> None:
+    key = "u" if whole else "u/a"
+    if whole:
+        scene.interest.want(Target(collection="u"))
+    scene.read("u/a")
+    scene.interest.turn()
+    scene.tell("u/a")
+    scene.feed.listener.on_unknown(["u/a"], "its change could not be taken")
+    scene.feed.current(key)
+    assert scene.cache.lookup("u/a") is None, "it is unknown, though its target is current"
+    scene.feed.lose(key)
+    scene.feed.current(key)
+    assert scene.cache.lookup("u/a") is None, "and still is after the stream came back"
+    newest = scene.store.put("u/a", n=7)
+    assert scene.cache.get("u/a").document is newest
+    scene.interest.turn()
+    scene.feed.current(key)
+    clock.advance(290)
+    scene.feed.hear()
+    scene.interest.turn()
+    clock.advance(20)
+    assert scene.read("u/a") == ["hit"], "what was loaded is covered"
+
+
+def test_a_note_from_before_a_doubt_covers_nothing(scene: Scene) -> None:
+    scene.read("u/a")
+    scene.interest.turn()
+    scene.feed.current()
+    scene.cache.invalidate("u/a")
+    scene.read("u/a")  # noted, and about to be covered
+    scene.feed.listener.on_unknown(["u/a"], "it was not told again")
+    scene.interest.turn()
+    assert scene.cache.lookup("u/a") is None
+
+
+def test_an_unknown_document_is_known_again_once_it_is_told(scene: Scene) -> None:
+    scene.read("u/a", "u/b")
+    scene.interest.turn()
+    scene.feed.current()
+    scene.feed.listener.on_unknown(["u/a", "u/b"], "they left a query")
+    changed = scene.store.put("u/b", n=1)
+    scene.tell("u/a", "u/b")
+    assert scene.read("u/a", "u/b") == ["hit", "hit"]
+    assert scene.cache.get("u/b").document is changed
+
+
 def test_a_collection_answers_for_its_documents(scene: Scene, clock: FakeClock) -> None:
     scene.read("u/a")
     scene.interest.turn()

@@ -22,12 +22,23 @@ from beastmode.cache.rules import Key, Policy, RuleBook
 from beastmode.errors import RequestError
 from beastmode.stores.documents import Document, collection_of
 
-__all__ = ["DOUBTED", "PROVISIONAL", "Entry", "Holdings", "Shelf", "check_prefix", "is_under"]
+__all__ = [
+    "DOUBTED",
+    "PROVISIONAL",
+    "UNKNOWN",
+    "Entry",
+    "Holdings",
+    "Shelf",
+    "check_prefix",
+    "is_under",
+]
 
 DOUBTED: Final = 1
 """Flag of an entry that may lack a change: a source of changes failed."""
 PROVISIONAL: Final = 2
 """Flag of an entry whose content is our own guess at what the store has at that version."""
+UNKNOWN: Final = 4
+"""Flag of an entry whose state its stream does not know: only a load or a change replaces it."""
 
 _MAX_ENGINE_TTL: Final = 31_536_000.0
 _FEWEST_USERS: Final = 64
@@ -164,10 +175,10 @@ class Holdings:
         self._limit(key, entry, now)
 
     def confirm(self, key: Key, entry: Entry, document: Document, now: float) -> None:
-        """Replace a guess by what the store has at the same version; doubt stays."""
+        """Replace a guess by what the store has at the same version; doubt of changes stays."""
         if entry.flags & DOUBTED:
             entry.document = document
-            entry.flags &= ~PROVISIONAL
+            entry.flags &= ~(PROVISIONAL | UNKNOWN)
         else:
             self.renew(key, entry, document, now)
 
@@ -217,14 +228,23 @@ class Holdings:
         for path in paths:
             self.uncover(path, now)
 
-    def doubt(self, path: str, now: float) -> int:
-        """Make a path's entries overdue from `now` on, whoever vouched for them; their number."""
+    def doubt(self, path: str, now: float, *, unknown: bool = False) -> int:
+        """Make a path's entries overdue from `now` on, whoever vouched for them; their number.
+
+        Those that are `unknown` keep their lease: it vouches for what replaces them.
+        """
         doubted = 0
         for key in self.keys_of(path):
             entry: Entry | None = self.engine.peek(key)
-            if entry is not None:
+            if entry is None:
+                continue
+            doubted += 1
+            if unknown:
+                entry.flags |= UNKNOWN
+                entry.fresh_until = min(entry.fresh_until, now)
+                self._limit(key, entry, now)
+            else:
                 self._doubt(entry, now)
-                doubted += 1
         return doubted
 
     def _doubt(self, entry: Entry, now: float) -> None:

@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from beastcore import Cache
 from beastmode.cache.gate import Gate
-from beastmode.cache.holdings import PROVISIONAL, Entry, Holdings, is_under
+from beastmode.cache.holdings import PROVISIONAL, UNKNOWN, Entry, Holdings, is_under
 from beastmode.cache.lease import Lease, ReloadLimit
 from beastmode.cache.queries import QueryShelf
 from beastmode.cache.report import CacheReport
@@ -178,17 +178,19 @@ class CacheState:
                 for path in part:
                     self.held.uncover(path, now)
 
-    def doubt(self, paths: Sequence[str], now: float) -> None:
+    def doubt(self, paths: Sequence[str], now: float, *, unknown: bool = False) -> None:
         """Make entries of paths overdue from `now` on and kill their loads.
 
-        Loads are killed because one that began before a change was missed may not show it.
+        Loads are killed because one that began before a change was missed may not show it, and
+        notes that a path was installed are dropped because they would have it covered unloaded.
         """
         for part in _parts(paths):
             with self.gate:
                 self.table.kill_paths(part)
                 self.queries.doubt_paths(part)
+                self.held.interest.forget(part)
                 for path in part:
-                    self.doubted += self.held.doubt(path, now)
+                    self.doubted += self.held.doubt(path, now, unknown=unknown)
                     if (pending := self.pending.get(path)) is not None:
                         pending.foreign = None
 
@@ -320,9 +322,9 @@ class CacheState:
                 if entry is None or entry.document.version > version:
                     continue
                 if entry.document.version == version:
-                    if entry.flags & PROVISIONAL:
+                    if entry.flags & (PROVISIONAL | UNKNOWN):
+                        self.confirmed += bool(entry.flags & PROVISIONAL)
                         self.held.confirm(key, entry, document, now)
-                        self.confirmed += 1
                     continue
                 self.changes_applied += 1
                 if isinstance(key, tuple):  # what this user may see of it is not known

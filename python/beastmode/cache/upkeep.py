@@ -88,7 +88,8 @@ class Upkeep:
         the entry was loaded, and will deliver every later one: in practice, once the target is
         current, and again for each path that `drain_interest` tells. Doubt ends, so call it only
         if nothing was missed since what is held was loaded or heard. What replaces a covered
-        entry is covered too. A provisional entry becomes fresh once the store has confirmed it.
+        entry is covered too. A provisional entry becomes fresh once the store has confirmed it,
+        an unknown one (`doubt`) once it was loaded or told.
         O(1).
         """
         _check_lease(lease)
@@ -103,14 +104,19 @@ class Upkeep:
         """
         self._state.uncover(_check_paths(paths), self._timer())
 
-    def doubt(self, paths: Collection[str]) -> None:
+    def doubt(self, paths: Collection[str], *, unknown: bool = False) -> None:
         """Doubt what is held of `paths`: changes of them may have been missed.
 
         On return no such entry is fresh any more, whoever vouched for it: each is loaded at its
         next read, and served only as stale, for `max_stale_s` from now. Loads in the air are not
-        installed. O(paths); all or nothing for a malformed path (RequestError).
+        installed, and what `drain_interest` would have told of them is forgotten. O(paths); all or
+        nothing for a malformed path (RequestError).
+
+        `unknown`: whoever follows them does not know their state, though it hears of every change
+        from now on. No `cover` ends this doubt, but a load does, or a change; what that brings is
+        covered as before.
         """
-        self._state.doubt(_check_paths(paths), self._timer())
+        self._state.doubt(_check_paths(paths), self._timer(), unknown=unknown)
 
     def mark_unverified(self, prefix: str | None = None) -> None:
         """Doubt what is held (at and under `prefix`): a source of changes has failed.

@@ -223,7 +223,8 @@ class FeedListener(Protocol):
     def on_unknown(self, paths: Sequence[str], why: str) -> object:
         """Hear that the state of these documents is not known, though they are followed as before.
 
-        They left a query, vanished unseen, or their change could not be taken. Read them.
+        They left a query, vanished unseen, or their change could not be taken or read. Read them;
+        `on_current` says nothing about them, before or after this.
         """
         ...
 

@@ -68,8 +68,8 @@ class Coverable(Protocol):
         """End `cover_collection`."""
         ...
 
-    def doubt(self, paths: Collection[str]) -> Any:
-        """Doubt what is held of `paths`."""
+    def doubt(self, paths: Collection[str], *, unknown: bool = False) -> Any:
+        """Doubt what is held of `paths`; if `unknown`, until it is loaded or told anew."""
         ...
 
     def mark_unverified(self, prefix: str | None = None) -> Any:
@@ -296,7 +296,12 @@ class Interest:
     def on_unknown(self, paths: Sequence[str], why: str) -> None:
         """Have documents loaded again; see `FeedListener.on_unknown`."""
         # They are followed all the same: what is loaded is covered when it is installed.
-        self._cache.doubt(list(paths))
+        with self._lock:
+            for path in paths:
+                whole = self._wholes.get(collection_of(path))
+                if whole is not None:
+                    whole.members.discard(path)
+            self._cache.doubt(list(paths), unknown=True)
 
     # -- in turn -------------------------------------------------------------------------------
 

@@ -394,13 +394,12 @@ class TargetTable:
         if path is not None and path not in one.versions:
             before = {path: 0}  # not told at all: it does not exist
         unseen = [path for path, told in (before or {}).items() if told is not None]
-        if unseen and version and target.query is None:
+        if version and target.query is None:
             for path in unseen:
                 if target.document is not None:
                     one.note(path, None)
                 self._listener.on_change(Change(Document(path, None, version)))
-        elif unseen:
-            self._listener.on_unknown(unseen, "it was not told again")
+            unseen = []
         one.current_seq = self._seq
         if not one.current:
             one.current = True
@@ -408,6 +407,8 @@ class TargetTable:
             one.proven, one.suspect = True, False
             self._asked.pop(one.id, None)
         self._listener.on_current(target)
+        if unseen:  # last, so that being current does not make up for it
+            self._listener.on_unknown(unseen, "it was not told again")
 
     def _reset(self, one: Followed, why: str) -> None:
         one.forget()
