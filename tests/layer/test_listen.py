@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("google.cloud.firestore", reason="google-cloud-firestore is not installed")
 
-from beastmode.errors import ClosedError, RequestError, StoreError, StoreTimeout
+from beastmode.errors import ClosedError, RequestError, StoreCorrupt, StoreError, StoreTimeout
 from beastmode.stores.base import Change, Feed, Filter, Query, Subscription, Target
 from beastmode.stores.documents import Delete, Operation, Set
 from beastmode.stores.firestore import listen
@@ -162,6 +162,29 @@ def test_targets_come_and_go_while_it_runs(side: Side) -> None:
     assert (feed.targets, feed.streams, feed.active) == (0, 0, True)
     feed.add(A)
     wait_until(lambda: heard.current.count("u/a") == 3)
+
+
+@pytest.mark.parametrize("error", [StoreCorrupt("a new kind"), OverflowError("a bug")])
+def test_a_document_that_cannot_be_read_is_unknown_and_not_deleted(
+    side: Side, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    side.commit(Set("u/a", {"n": 1}), Set("u/b", {"n": 1}))
+    read = Converter.document
+
+    def document(self: Converter, message: Any) -> Any:
+        if message.name.endswith("/u/a"):
+            raise error
+        return read(self, message)
+
+    monkeypatch.setattr(Converter, "document", document)
+    _, heard = side.follow(USERS, A)
+    assert set(heard.unknown) == {"u/a"}
+    assert heard.newest("u/a") is None
+    assert heard.newest("u/b") == {"n": 1}
+    monkeypatch.undo()
+    side.commit(Set("u/a", {"n": 2}))
+    wait_until(lambda: heard.newest("u/a") == {"n": 2})
+    assert not any("u/a" in one for one in heard.doubts), "the stream has lived on"
 
 
 def test_what_cannot_be_followed_is_refused(side: Side) -> None:

@@ -173,6 +173,36 @@ def test_a_document_of_which_nothing_is_said_does_not_exist(stream: Stream) -> N
     assert stream.log.take() == [("current", "u/b"), ("unknown", "u/b")]
 
 
+@pytest.mark.parametrize("target", [A, USERS, GROWN])
+def test_a_document_that_cannot_be_read_is_unknown_and_not_missing(
+    stream: Stream, target: Target
+) -> None:
+    (one,) = stream.follow(target)
+    stream.put("u/a", 1, one)
+    stream.change(CURRENT, one, token=b"t", version=2)
+    stream.change(RESET, one)
+    stream.log.take()
+    stream.table.unreadable("u/a", [one], [], "it has a value of an unknown kind")
+    stream.table.filter(one, 1)
+    stream.change(CURRENT, one, version=4)
+    assert stream.log.take() == [("unknown", "u/a"), ("current", target.key)]
+    stream.table.unreadable("u/a", [one], [], "still")
+    assert stream.log.take() == [("unknown", "u/a")]
+    stream.put("u/a", 1, one)
+    assert stream.log.take() == [("u/a", 1)], "it can be read again"
+    stream.table.unreadable("u/a", [], [one], "it left, with a value of an unknown kind")
+    stream.table.filter(one, 0)
+    assert stream.log.take() == [("unknown", "u/a")]
+    assert stream.table.documents_read == 5, "as it is billed"
+
+
+def test_an_unreadable_document_of_others_is_not_told(stream: Stream) -> None:
+    (one,) = stream.settle(A)
+    stream.table.remove(A)
+    stream.table.unreadable("u/a", [one], [], "late")
+    assert stream.log.take() == []
+
+
 def test_a_reset_is_doubt_until_current(stream: Stream) -> None:
     (one,) = stream.follow(USERS)
     for path in ("u/a", "u/b", "u/c"):

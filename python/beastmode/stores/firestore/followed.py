@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from beastmode.stores.base import Target
 
-__all__ = ["Followed"]
+__all__ = ["UNREADABLE", "Followed"]
+
+UNREADABLE: Final = -2
+"""The version noted of a document that is there and cannot be read."""
+_UNTOLD: Final = -1
 
 
 class Followed:
@@ -35,7 +41,7 @@ class Followed:
         self.token = b""
         """Where to go on from on the next stream; empty: from the beginning."""
         self.versions: dict[str, int | None] = {}
-        """Its documents as told last, None for those told missing."""
+        """Its documents as told last, None for those told missing, or `UNREADABLE`."""
         self.before: dict[str, int | None] | None = {}
         """While everything is being told: what was known before, less what was told again."""
         self.failures = 0
@@ -61,11 +67,10 @@ class Followed:
 
     def note(self, path: str, version: int | None) -> bool:
         """Take down a document's state; return whether it is another than the one told last."""
-        nothing = -1
-        told = self.versions.get(path, nothing)
+        told = self.versions.get(path, _UNTOLD)
         if self.before:
-            told_before = self.before.pop(path, nothing)
-            told = told_before if told == nothing else told
+            told_before = self.before.pop(path, _UNTOLD)
+            told = told_before if told == _UNTOLD else told
         self.versions[path] = version
         return told != version
 

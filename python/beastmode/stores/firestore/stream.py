@@ -216,8 +216,9 @@ class Stream:
         if kind == "document_change":
             try:
                 document = hub.converter.document(part.document)
-            except StoreCorrupt as error:
-                unreadable = (hub.converter.path(part.document.name), str(error))
+            except Exception as error:  # noqa: BLE001 - one document must not end the stream of all
+                why = f"it cannot be read: {type(error).__name__}: {error}"
+                unreadable = (hub.converter.path(part.document.name), why)
         with hub.lock:
             if self._sending is not sending:
                 return False
@@ -226,7 +227,8 @@ class Stream:
             if document is not None:
                 table.document(document, part.target_ids, part.removed_target_ids)
             elif unreadable is not None:
-                hub.guard.on_unknown([unreadable[0]], unreadable[1])
+                path, why = unreadable
+                table.unreadable(path, part.target_ids, part.removed_target_ids, why)
             elif kind == "target_change":
                 table.target_change(
                     part.target_change_type,

@@ -35,7 +35,7 @@ from typing import Final, NamedTuple
 
 from beastmode.stores.base import Change, FeedListener, Target
 from beastmode.stores.documents import Document
-from beastmode.stores.firestore.followed import Followed
+from beastmode.stores.firestore.followed import UNREADABLE, Followed
 
 __all__ = ["PROBE", "Request", "TargetChange", "TargetTable", "UnexpectedMessageError"]
 
@@ -328,6 +328,19 @@ class TargetTable:
             one.drop(path)
         if is_news or (not is_ours and not ids and not removed):
             self._listener.on_change(Change(document))
+
+    def unreadable(
+        self, path: str, ids: Collection[int], removed: Collection[int], why: str
+    ) -> None:
+        """Take a `document_change` that cannot be read: the document is there, but unknown."""
+        self.documents_read += 1
+        ours, left = self._named_alive(ids), self._named_alive(removed)
+        for one in ours:
+            one.note(path, UNREADABLE)
+        for one in left:
+            one.drop(path)
+        if ours or left or not (ids or removed):
+            self._listener.on_unknown([path], why)
 
     def deleted(self, path: str, version: int, removed: Collection[int]) -> None:
         """Take a `document_delete`; `version` is its read time in ns."""
