@@ -308,6 +308,33 @@ def test_a_collection_answers_for_its_documents(scene: Scene, clock: FakeClock) 
     assert scene.feed.log[-1] == "-u"
 
 
+@pytest.mark.parametrize("prefix", [None, "u", "u/a"])
+def test_doubt_raised_by_others_does_not_end_what_is_followed(
+    scene: Scene, clock: FakeClock, prefix: str | None
+) -> None:
+    """As when the optimizer is enabled again: everything is doubtful, but the feed is healthy."""
+    scene.interest.want(Target(collection="u"))
+    scene.read("u/a", "v/a")
+    scene.interest.turn()
+    scene.tell("u/a", "u/b")
+    scene.feed.current()
+    scene.cache.mark_unverified(prefix)
+    assert scene.read("u/a", "v/a") == ["store", "hit" if prefix else "store"]
+    scene.interest.turn()
+    assert scene.cache.query(Query("u")).source == "store"
+    for _ in range(10):
+        clock.advance(50)
+        scene.feed.hear()
+        scene.interest.turn()
+    assert scene.read("u/a", "u/b", "v/a") == ["hit", "hit", "hit"]
+    assert scene.cache.query(Query("u")).source == "hit"
+    # And the end of the lease is the end of it all.
+    scene.feed.lose("u")
+    assert scene.read("u/a") == ["store"]
+    assert scene.cache.query(Query("u")).source == "store"
+    assert scene.cache.query(Query("u")).source == "store"
+
+
 def test_collections_are_followed_from_the_start(clock: FakeClock) -> None:
     scene = Scene(clock)
     scene.interest.want(Target(collection="u"))

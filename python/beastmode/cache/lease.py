@@ -24,17 +24,31 @@ class Lease:
     its owner, from any thread, by a plain assignment.
     """
 
-    __slots__ = ("valid_until",)
+    __slots__ = ("_promised", "valid_until")
 
     def __init__(self, valid_until: float = -math.inf) -> None:
         self.valid_until = valid_until
+        self._promised: float | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was cancelled: it promises nothing any more, and must not be moved on."""
+        return self._promised is not None
+
+    @property
+    def promised_until(self) -> float:
+        """Up to when it has promised, also after it was cancelled."""
+        promised = self._promised
+        return self.valid_until if promised is None else promised
 
     def cancel(self) -> None:
-        """Promise nothing from now on.
+        """Promise nothing from now on. Idempotent.
 
         Entries that it has prolonged before stay fresh up to the time of that promise, until
         `BeastModeCache.doubt` or `mark_unverified` tells otherwise: call one of them next.
         """
+        if self._promised is None:
+            self._promised = self.valid_until
         self.valid_until = -math.inf
 
     def __repr__(self) -> str:

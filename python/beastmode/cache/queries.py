@@ -352,10 +352,13 @@ class QueryShelf:
                 self._bump(collection)
 
     def doubt_under(self, prefix: str | None) -> None:
-        """As `bump_under`; and no lease covers the collections at and under `prefix` any more."""
+        """As `bump_under`; leases that were cancelled cover collections there no more.
+
+        Any other goes on to vouch for what is read from here on: its stream is still heard.
+        """
         self.bump_under(prefix)
-        for collection in list(self._covered):
-            if prefix is None or is_under(collection, prefix):
+        for collection, covered in list(self._covered.items()):
+            if covered.lease.cancelled and (prefix is None or is_under(collection, prefix)):
                 self.uncover(collection)
 
     def _bump(self, collection: str) -> None:

@@ -121,7 +121,8 @@ class Upkeep:
     def mark_unverified(self, prefix: str | None = None) -> None:
         """Doubt what is held (at and under `prefix`): a source of changes has failed.
 
-        As `doubt`, for all entries: scans them, as `invalidate` with a prefix does.
+        As `doubt`, for all entries: scans them, as `invalidate` with a prefix does. Collections
+        there stay covered (what is read of them from now on is), unless their lease was cancelled.
         """
         self._state.doubt_under(None if prefix is None else check_prefix(prefix), self._timer())
 
@@ -132,7 +133,8 @@ class Upkeep:
         valid and nothing changes. Call it once the stream has delivered the collection, every
         change of which it will deliver from here on; loads in the air are not installed. What is
         held already is not covered by this, because a document that is gone may not have been
-        told: `cover` those that were delivered. Doubt of the collection, or of all, ends it.
+        told: `cover` those that were delivered. After the lease was cancelled doubt of the
+        collection, or of all, ends it.
         """
         _check_lease(lease)
         self._state.cover_collection(check_collection(collection), lease)
