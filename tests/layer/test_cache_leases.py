@@ -101,6 +101,76 @@ def test_doubt_is_stronger_than_a_lease(
     assert cache.get_stats().doubted == 1
 
 
+@pytest.mark.parametrize("how", ["paths", "prefix", "unknown"])
+def test_what_nobody_read_for_long_is_stale_from_the_moment_of_doubt(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock, how: str
+) -> None:
+    lease = Lease()
+    document = cache.get(KEY).document
+    cache.cover(KEY, lease)
+    clock.advance(50 * TTL)
+    lease.valid_until = clock.now + 60
+    clock.advance(1)
+    lease.cancel()
+    if how == "prefix":
+        cache.mark_unverified("users")
+    else:
+        cache.doubt([KEY], unknown=how == "unknown")
+    store.error = StoreUnavailable("down")
+    assert cache.get(KEY) == Answer(document, "stale")
+    clock.advance(STALE - 1)
+    assert cache.get(KEY) == Answer(document, "stale")
+    clock.advance(1)
+    with pytest.raises(StoreUnavailable):
+        cache.get(KEY)
+
+
+@pytest.mark.parametrize("doubted", [False, True])
+def test_what_a_lease_stopped_vouching_for_is_stale_from_then_on(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock, doubted: bool
+) -> None:
+    """As when the whole process stood still: doubt comes late, and gives no more time."""
+    lease = Lease()
+    document = cache.get(KEY).document
+    cache.cover(KEY, lease)
+    clock.advance(50 * TTL)
+    lease.valid_until = clock.now + 60
+    store.error = StoreUnavailable("down")
+    clock.advance(60 + STALE - 1)
+    if doubted:
+        lease.cancel()
+        cache.doubt([KEY])
+    assert cache.get(KEY) == Answer(document, "stale")
+    clock.advance(1)
+    with pytest.raises(StoreUnavailable):
+        cache.get(KEY)
+
+
+def test_a_guess_is_stale_from_the_write_on(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    cache.get(KEY)
+    cache.cover(KEY, Lease(math.inf))
+    clock.advance(50 * TTL)
+    cache.write_started(KEY)
+    both = store.put(KEY, n=1, m=2)
+    cache.write_finished(KEY, None, version=both.version, operation=Merge(KEY, {"m": 2}))
+    store.error = StoreUnavailable("down")
+    clock.advance(STALE - 1)
+    assert cache.get(KEY).source == "stale"
+    clock.advance(1)
+    with pytest.raises(StoreUnavailable):
+        cache.get(KEY)
+
+
+def test_a_lease_is_cancelled_once(cache: BeastModeCache) -> None:
+    lease = Lease(5.0)
+    assert (lease.cancelled, lease.promised_until) == (False, 5.0)
+    for _ in range(2):
+        lease.cancel()
+        assert (lease.cancelled, lease.promised_until, lease.valid_until) == (True, 5.0, -math.inf)
+
+
 def test_a_stream_that_resumes_ends_the_doubt_without_a_load(
     cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
 ) -> None:

@@ -6,7 +6,8 @@ installed. Readers look at entries without a lock.
 How long an entry is fresh: until `fresh_until`, which a load or a change sets by the time to
 live, and which doubt sets to now. An entry with a lease is prolonged, when it is read past that
 time, up to the time for which the lease promises; doubt takes the lease away, so that no
-promise given before can undo it.
+promise given before can undo it. What is not fresh is overdue since the end of its time or of its
+lease's promise, whichever was later, or since doubt: from then on `max_stale` counts.
 """
 
 from __future__ import annotations
@@ -85,13 +86,21 @@ class Entry:
 
     def is_fresh(self, now: float) -> bool:
         """Return whether it is fresh, prolonged by its lease if need be; under the lock."""
-        if now < self.fresh_until:
-            return True
-        lease = self.lease
-        if lease is None or self.flags or now >= lease.valid_until:
-            return False
-        self.fresh_until = lease.valid_until
-        return True
+        if now >= self.fresh_until and self.lease is not None and not self.flags:
+            # Also where that is over: so long it was fresh, and since then it is overdue.
+            self.fresh_until = max(self.fresh_until, self.lease.valid_until)
+        return now < self.fresh_until
+
+    def end(self, now: float) -> None:
+        """Let it be overdue from `now` on, or since it was last vouched for; under the lock.
+
+        What nobody has read since its time to live was over has been fresh by its lease, which
+        may be cancelled by now.
+        """
+        until = self.fresh_until
+        if self.lease is not None and not self.flags:
+            until = max(until, self.lease.promised_until)
+        self.fresh_until = min(until, now)
 
 
 class Holdings:
@@ -169,9 +178,9 @@ class Holdings:
         entry: Entry | None = self.engine.peek(key)
         if entry is None:
             return
+        entry.end(now)
         entry.document = document
         entry.flags |= PROVISIONAL
-        entry.fresh_until = min(entry.fresh_until, now)
         self._limit(key, entry, now)
 
     def confirm(self, key: Key, entry: Entry, document: Document, now: float) -> None:
@@ -240,8 +249,8 @@ class Holdings:
                 continue
             doubted += 1
             if unknown:
+                entry.end(now)
                 entry.flags |= UNKNOWN
-                entry.fresh_until = min(entry.fresh_until, now)
                 self._limit(key, entry, now)
             else:
                 self._doubt(entry, now)
@@ -249,9 +258,9 @@ class Holdings:
 
     def _doubt(self, entry: Entry, now: float) -> None:
         had_lease = entry.lease is not None
+        entry.end(now)
         entry.lease = None
         entry.flags |= DOUBTED
-        entry.fresh_until = min(entry.fresh_until, now)
         if had_lease:
             for key in self.keys_of(entry.document.path):
                 self._limit(key, entry, now)

@@ -228,9 +228,9 @@ class Interest:
             if whole.users > 0:
                 return False
             del self._wholes[target.key]
-            whole.lease.cancel()
             if whole.name is not None:
                 self._cache.uncover_collection(whole.name)
+            whole.lease.cancel()
             return True
 
     # -- from the feed -------------------------------------------------------------------------
@@ -429,11 +429,12 @@ class Interest:
         with self._lock:
             paths = list(self._documents)
             names = [whole.name for whole in self._wholes.values() if whole.name is not None]
-            for lease in (self._lease, *(whole.lease for whole in self._wholes.values())):
-                lease.cancel()
+            leases = [self._lease, *(whole.lease for whole in self._wholes.values())]
             self._documents.clear()
             self._ring.clear()
             self._wholes.clear()
         self._cache.uncover(paths)
         for name in names:
             self._cache.uncover_collection(name)
+        for lease in leases:  # last: what they have promised is kept
+            lease.cancel()
