@@ -124,12 +124,33 @@ def test_missing_credentials_are_an_error_that_says_what_to_do(
 @pytest.mark.parametrize(
     ("name", "value"),
     [("project", ""), ("project", 7), ("database", "a/b"), ("database", None),
-     ("emulator_host", "http://127.0.0.1"), ("endpoint", "")],
+     ("emulator_host", "http://127.0.0.1"), ("emulator_host", "localhost"), ("emulator_host", ""),
+     ("emulator_host", "h:port"), ("endpoint", ""), ("endpoint", "https://f.googleapis.com:443")],
 )  # fmt: skip
 def test_bad_places_are_refused(google: _google.Google, name: str, value: Any) -> None:
     arguments: dict[str, Any] = {"project": "p", "database": "d", "emulator_host": "h:1"}
     with pytest.raises(ConfigError, match=name):
         find_place(google, **{**arguments, name: value})
+
+
+@pytest.mark.parametrize(
+    "host", ["http://localhost:8080", "localhost", "h:1/x", ":8080", "::1:8080"]
+)
+def test_a_bad_address_in_the_environment_is_named(
+    google: _google.Google, bare: None, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", host)
+    with pytest.raises(ConfigError, match="FIRESTORE_EMULATOR_HOST must be 'host:port'") as caught:
+        find_place(google, "p", "d")
+    assert repr(host) in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1:1", "[::1]:8080", "a-b.c_d:65535"])
+def test_good_addresses_are_taken(
+    google: _google.Google, bare: None, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f" {host}\n")
+    assert find_place(google, "p", "d").target == host
 
 
 def test_a_listen_stream(google: _google.Google, firestore: Firestore) -> None:

@@ -150,7 +150,7 @@ def open_backend(kind: str, folder: Path) -> Iterator[Backend]:
         return
     from beastmode.testing import fresh_project, start_emulator  # noqa: PLC0415 - not for SQLite
 
-    host = os.environ.get(EMULATOR_VARIABLE)
+    host = os.environ.get(EMULATOR_VARIABLE, "").strip()
     if host:
         yield _Firestore(host, fresh_project())
         return

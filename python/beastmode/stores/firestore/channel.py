@@ -7,6 +7,7 @@ minutes and are shared by all channels of a process, so ours has its own pool of
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,8 @@ __all__ = ["AsyncConnection", "Connection", "Place", "find_place"]
 
 EMULATOR_VARIABLE: Final = "FIRESTORE_EMULATOR_HOST"
 PRODUCTION: Final = "firestore.googleapis.com"
+_SERVER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+)(:\d{1,5})?")
+"""A name, an IPv4 or a bracketed IPv6 address, and a port where there is one."""
 _EMULATOR_PROJECT: Final = "google-cloud-firestore-emulator"
 _SERVICE: Final = "/google.firestore.v1.Firestore/"
 _NO_CREDENTIALS: Final = (
@@ -102,9 +105,12 @@ def find_place(
     """
     _check_name("project", project, optional=True)
     _check_name("database", database)
-    _check_name("emulator_host", emulator_host, optional=True)
-    _check_name("endpoint", endpoint, optional=True)
-    host = emulator_host or os.environ.get(EMULATOR_VARIABLE)
+    _check_server("emulator_host", emulator_host)
+    _check_server("endpoint", endpoint, port=False)
+    host = emulator_host
+    if host is None and (named := os.environ.get(EMULATOR_VARIABLE, "").strip()):
+        host = named
+        _check_server(f"the environment variable {EMULATOR_VARIABLE}", host)
     project = project or os.environ.get("GOOGLE_CLOUD_PROJECT") or os.environ.get("GCLOUD_PROJECT")
     if host:
         return Place(project or _EMULATOR_PROJECT, database, host, None, keepalive_s)
@@ -127,6 +133,14 @@ def _check_name(name: str, value: object, *, optional: bool = False) -> None:
         return
     if not isinstance(value, str) or not value or "/" in value:
         raise ConfigError(f"{name} must be a non-empty str without '/', got {value!r}")
+
+
+def _check_server(name: str, value: object, *, port: bool = True) -> None:
+    """Refuse what is no "host:port", before gRPC takes it for a name that cannot be resolved."""
+    found = _SERVER.fullmatch(value) if isinstance(value, str) else None
+    if value is not None and (found is None or (port and found[1] is None)):
+        wanted = "'host:port', such as 'localhost:8080'" if port else "'host' or 'host:port'"
+        raise ConfigError(f"{name} must be {wanted}, got {value!r}")
 
 
 class _Calls:
