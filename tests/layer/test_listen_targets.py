@@ -298,13 +298,18 @@ def test_a_refused_target_concerns_itself_alone(stream: Stream, clock: FakeClock
     waits = []
     for _ in range(9):
         since = clock()
-        while not (requests := stream.table.requests()):
-            clock.now = stream.table.due_at
-            stream.table.heard(clock())
-            assert stream.table.check(clock()) == ""
+        request = None
+        while request is None:
+            for asked in stream.table.requests():
+                if asked.target == A:
+                    request = asked
+                elif asked.target == PROBE:
+                    stream.change(ADD, asked.target_id)
+            if request is None:
+                clock.now = stream.table.due_at
+                stream.table.heard(clock())
+                assert stream.table.check(clock()) == ""
         waits.append(clock() - since)
-        (request,) = requests
-        assert request.target == A
         stream.change(REMOVE, request.target_id, code=7, message="no")
     assert 0.8 <= waits[0] <= 1.2
     assert 45 <= waits[-1] <= 72
@@ -440,6 +445,76 @@ def test_an_answered_probe_is_taken_back_and_told_to_nobody(
     assert stream.log.take() == []
     assert stream.table.check(clock.advance(59)) == ""
     assert [one.target for one in stream.table.requests()] == [PROBE]
+
+
+def test_what_was_read_late_is_no_sign_of_life(stream: Stream, clock: FakeClock) -> None:
+    """A process that stood still finds messages that were sent long ago."""
+    (one,) = stream.settle(A)
+    asked_at = clock()
+    assert stream.table.alive_at == asked_at
+    clock.advance(3600)
+    stream.put("u/a", 2, one)
+    stream.change(TargetChange.NO_CHANGE, token=b"t")
+    assert stream.table.heard_at == clock()
+    assert stream.table.alive_at == asked_at
+    assert stream.table.check(clock()) == "", "it is heard, but must answer now"
+    probed_at = clock()
+    (probe,) = stream.table.requests()
+    assert probe.target == PROBE
+    clock.advance(5)
+    stream.put("u/a", 3, one)
+    assert stream.table.alive_at == asked_at
+    stream.change(ADD, probe.target_id)
+    assert stream.table.alive_at == probed_at, "not when the answer was read"
+
+
+def test_a_stream_that_is_never_silent_must_answer_too(stream: Stream, clock: FakeClock) -> None:
+    (one,) = stream.settle(A)
+    probes = []
+    for second in range(1, 201):
+        clock.advance(1)
+        stream.put("u/a", second + 1, one)
+        assert stream.table.check(clock()) == ""
+        for request in stream.table.requests():
+            if request.target is not None:
+                probes.append(second)
+                stream.change(ADD, request.target_id)
+    assert probes == [45, 90, 135, 180]
+
+
+def test_answers_to_other_questions_count_too(stream: Stream, clock: FakeClock) -> None:
+    stream.settle(A)
+    clock.advance(40)
+    (two,) = stream.follow(B)
+    asked_at = clock()
+    clock.advance(3)
+    stream.change(ADD, two)
+    assert stream.table.alive_at == asked_at
+    assert stream.table.due_at == asked_at + 45
+    clock.advance(10)
+    stream.change(CURRENT, two, version=1)
+    assert stream.table.alive_at == asked_at, "that was not asked for"
+    stream.table.failed("gone")
+    stream.reopen()
+    assert stream.table.alive_at == -inf
+
+
+def test_a_stream_that_is_heard_but_does_not_answer_is_given_up(
+    stream: Stream, clock: FakeClock
+) -> None:
+    stream.settle(A)
+    clock.advance(45)
+    assert stream.table.check(clock()) == ""
+    stream.table.requests()
+    (users,) = stream.follow(USERS)
+    for _ in range(60):
+        clock.advance(1)
+        stream.put("u/b", 1, users)
+        assert stream.table.check(clock()) == "", "it is busy telling a collection"
+    stream.change(CURRENT, users, version=1)
+    assert "has not answered for 60.0 s" in stream.table.check(clock())
+    clock.advance(-1)
+    assert stream.table.due_at == clock() + 1
 
 
 def test_a_stream_that_never_answers_is_given_up_sooner(stream: Stream, clock: FakeClock) -> None:

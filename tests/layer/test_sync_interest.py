@@ -100,6 +100,29 @@ def test_the_lease_ends_with_the_silence(scene: Scene, clock: FakeClock) -> None
     assert scene.read("u/a") == ["store"]
 
 
+def test_a_pause_while_the_clocks_are_read_makes_no_lease_longer(clock: FakeClock) -> None:
+    scene = Scene(clock)
+    scene.store.put("u/a", n=0)
+    scene.interest.start()
+    scene.read("u/a")
+    scene.interest.turn()
+    scene.feed.current("u/a")
+    clock.advance(400)
+    scene.feed.hear()
+    heard_at = scene.feed.heard_at
+
+    def slow() -> float:
+        clock.advance(7)
+        return clock.now
+
+    scene.interest._timer = scene.interest._clock = slow
+    scene.interest.turn()
+    clock.now = heard_at + 59 - 7
+    assert scene.read("u/a") == ["hit"]
+    clock.now = heard_at + 60
+    assert scene.read("u/a") == ["store"]
+
+
 def test_doubt_is_in_force_before_the_next_read(scene: Scene) -> None:
     scene.read("u/a", "u/b")
     scene.interest.turn()

@@ -256,7 +256,9 @@ class Feed(Protocol):
     def heard_at(self) -> float:
         """When, on `time.monotonic`, what is not in doubt was last known to be followed.
 
-        -inf while nothing is.
+        Everything that the store had told by then has reached the listener. Not when a message
+        was read, which may have waited for that, but when the store was asked for something
+        that it has answered since. -inf while nothing is known to be followed.
         """
         ...
 

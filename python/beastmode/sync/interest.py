@@ -1,10 +1,10 @@
 """Follows by a feed what the cache holds: its documents one by one, collections as a whole.
 
 A document that the cache installs is listened to, and let go when the cache has evicted it. What
-is listened to and current is covered by a lease, which moves on as long as the feed is heard; so
-it stays fresh beyond its time to live. Anything doubtful is doubted in the cache before the feed
-goes on. A collection that is listened to as a whole has a lease of its own; its documents need no
-listener, and results of queries of it can be held.
+is listened to and current is covered by a lease, so it stays fresh beyond its time to live. The
+lease moves on as long as the store answers what the feed asks, and counts from the asking. What
+is doubtful is doubted in the cache before the feed goes on. A collection that is listened to as a
+whole has a lease of its own; its documents need no listener, and queries of it can be held.
 
 The feed calls with its own lock held, and `_lock` is taken inside it; so nothing here calls the
 feed while it holds `_lock`.
@@ -326,8 +326,10 @@ class Interest:
         if feed is None:
             return
         heard_at = feed.heard_at
+        # The cache's clock first: a pause between the two must make the lease shorter.
+        ahead = self._timer() - self._clock()
         with self._lock:
-            self._until = heard_at + feed.silence_s - self._clock() + self._timer()
+            self._until = heard_at + feed.silence_s + ahead
             self._prolong()
 
     def _prolong(self) -> None:

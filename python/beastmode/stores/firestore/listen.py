@@ -41,8 +41,8 @@ class ListenFeed:
     """A `Feed` over Firestore's Listen; see `stores.base.Feed`.
 
     `connection` stays its owner's. `silence_s` seconds without a word from a stream are a failure
-    of it (a stream that is silent for three quarters of that is asked for a sign of life, which
-    is billed as one read of a missing document); `targets_per_stream` targets share a stream,
+    of it (a stream of which nothing was asked for three quarters of that is asked for a sign of
+    life, billed as one read of a missing document); `targets_per_stream` targets share a stream,
     further ones get another. Targets are documents, collections and queries: Firestore cannot
     follow everything.
     """
@@ -177,8 +177,8 @@ class ListenFeed:
     def heard_at(self) -> float:
         """See `Feed.heard_at`."""
         with self.lock:
-            heard = [one.table.heard_at for one in self._streams if one.table.healthy]
-            return min(heard, default=-inf)
+            alive = [one.table.alive_at for one in self._streams if one.table.healthy]
+            return min(alive, default=-inf)
 
     @property
     def silence_s(self) -> float:

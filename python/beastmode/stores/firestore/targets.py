@@ -23,14 +23,19 @@ The rules
        for a reason that may lie in one of them, those that were never current are suspects: half
        as many of them are asked for at a time, until one is alone twice in a row. Then only that
        target is put aside and tried again later, and the others go on.
-    7. Silence for three quarters of `silence_s` sends a probe, a target that must be answered;
-       silence for all of it is a failure.
+    7. A message says nothing about when it was sent: it may have waited in a queue, of this
+       machine too, while the process stood still. So what is followed is known to be followed at
+       `alive_at` only, when something was asked for that has been answered since. If that is
+       three quarters of `silence_s` ago a probe is sent, a target that must be answered.
+    8. Silence for all of `silence_s` is a failure; so is a probe that is not answered for so long,
+       unless the server is telling a target anew.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
+from math import inf
 from typing import Final, NamedTuple
 
 from beastmode.stores.base import Change, FeedListener, Target
@@ -77,7 +82,7 @@ class TargetTable:
     """The targets of one stream; see the module. The caller holds a lock around every call.
 
     `silence_s` seconds without a word are a failure; `window` targets may wait for the server at
-    a time; `timer` is only read when a target is put aside.
+    a time; `timer` is read when something is asked for and when a target is put aside.
     """
 
     def __init__(
@@ -110,8 +115,13 @@ class TargetTable:
         self._token_seq = self._seq = 0
         self._open = self._answered = False
         self._probe_id = 0
+        self._probed_at = self._opened_at = 0.0
+        self._unanswered: dict[int, float] = {}
+        """Ids of which the server has said nothing yet, and when they were asked for."""
         self.heard_at = 0.0
-        """When the last message came, or the stream was opened."""
+        """When the last message was read, or the stream was opened."""
+        self.alive_at = -inf
+        """When the latest was asked for of what the server has answered; -inf for nothing yet."""
         self.documents_read = 0
         """Documents the server sent, as it bills them."""
 
@@ -158,6 +168,7 @@ class TargetTable:
         if not self._open:
             return []
         sending, self._sending = self._sending, []
+        now = self._timer()  # before it is sent, so never too late
         while self._waiting and len(self._asked) < self._window:
             one = next(iter(self._waiting.values()))
             if one.suspect and sum(x.suspect for x in self._asked.values()) >= self._narrow:
@@ -166,6 +177,7 @@ class TargetTable:
             del self._waiting[one.target.key]
             one.id = target_id
             self._by_id[one.id] = self._asked[one.id] = one
+            self._unanswered[one.id] = now
             sending.append(Request(one.id, one.target, one.token))
         return sending
 
@@ -191,7 +203,9 @@ class TargetTable:
         self._open, self._answered = True, False
         self._probe_id = 0
         self._next_id = 1
-        self.heard_at = now
+        self._unanswered.clear()
+        self._opened_at = self.heard_at = now
+        self.alive_at = -inf
 
     def heard(self, now: float) -> None:
         """Say that a message has come; call it before the message's own method."""
@@ -264,11 +278,17 @@ class TargetTable:
         if self._open and (self._by_id or self._sending):
             if not self._answered:
                 times.append(self.heard_at + min(_OPENING_S, self._silence_s))
-            elif self._probe_id:
-                times.append(self.heard_at + self._silence_s)
             else:
-                times.append(self.heard_at + 0.75 * self._silence_s)
-        return min(times, default=float("inf"))
+                times.append(self.heard_at + self._silence_s)
+                if not self._probe_id:
+                    times.append(self._probe_at)
+                elif not self._asked:
+                    times.append(self._probed_at + self._silence_s)
+        return min(times, default=inf)
+
+    @property
+    def _probe_at(self) -> float:
+        return max(self.alive_at, self._opened_at) + 0.75 * self._silence_s
 
     def check(self, now: float) -> str:
         """Return why the stream must be given up for its silence; empty when it need not be."""
@@ -282,8 +302,13 @@ class TargetTable:
         limit = self._silence_s if self._answered else min(_OPENING_S, self._silence_s)
         if silent >= limit:
             return f"the server has said nothing for {silent:.1f} s"
-        if self._answered and silent >= 0.75 * self._silence_s and not self._probe_id:
+        if self._probe_id:
+            unanswered = now - self._probed_at
+            if unanswered >= self._silence_s and not self._asked:
+                return f"the server has not answered for {unanswered:.1f} s"
+        elif self._answered and now >= self._probe_at:
             self._probe_id = self._new_id()
+            self._probed_at = self._unanswered[self._probe_id] = now
             self._sending.append(Request(self._probe_id, PROBE))
         return ""
 
@@ -379,6 +404,9 @@ class TargetTable:
         """Return the targets of `ids` that are still followed; ids of others are ignored."""
         found = []
         for target_id in ids:
+            asked_at = self._unanswered.pop(target_id, None) if self._unanswered else None
+            if asked_at is not None:
+                self.alive_at = max(self.alive_at, asked_at)
             one = self._by_id.get(target_id)
             if one is not None:
                 found.append(one)
