@@ -11,6 +11,8 @@ import platform
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -244,14 +246,14 @@ def config(file: Path | None, changes: tuple[str, ...], *, as_json: bool) -> Non
 @click.option(
     "--project", metavar="P", help="Project.  [GOOGLE_CLOUD_PROJECT, or the credentials']"
 )
-@click.option("--database", default="(default)", metavar="D", help="Database.  [(default)]")
+@click.option("--database", metavar="D", help="Database.  [(default)]")
 @click.option("--emulator", metavar="HOST:PORT", help="Emulator.  [FIRESTORE_EMULATOR_HOST]")
 @click.option("--sqlite", type=click.Path(path_type=Path), metavar="FILE", help="Check this store.")
 @click.option("--deadline", type=float, default=5.0, metavar="S", help="Seconds for a step.  [5]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(
     project: str | None,
-    database: str,
+    database: str | None,
     emulator: str | None,
     sqlite: Path | None,
     deadline: float,
@@ -265,11 +267,16 @@ def check(
     """
     if not 0 < deadline <= 3600:
         raise click.UsageError(f"--deadline must be above 0 and at most 3600, got {deadline:g}")
+    named = {"--project": project, "--database": database, "--emulator": emulator}
+    if sqlite is not None and (idle := [name for name, value in named.items() if value]):
+        raise click.UsageError(f"{' and '.join(idle)} cannot be given with --sqlite")
 
-    def open_store() -> tuple[Store, str]:
-        if sqlite is not None:
-            return SQLiteStore(sqlite), f"SQLite file {sqlite}"
-        return diagnostics.firestore_store(project, database, emulator)
+    def open_store(step: Callable[[str], AbstractContextManager[diagnostics.Note]]) -> Store:
+        if sqlite is None:
+            return diagnostics.firestore_store(step, project, database or "(default)", emulator)
+        with step("open") as note:
+            note.text = f"SQLite file {sqlite}"
+            return SQLiteStore(sqlite)
 
     def tell(step: diagnostics.Step) -> None:
         if not as_json:

@@ -1,7 +1,8 @@
 """Does a store work from here: reach it, write, read back, hear of a change; and how long it took.
 
 `diagnose` tries one step after the other on a document of its own, `_bm_check/...`, which it
-removes at the end, and stops at the first that fails. It never raises for what a store does.
+removes at the end, and stops at the first that fails. It never raises for what a store does. The
+steps before the first call (libraries, credentials) are the opener's: `Opener`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Final
 
 from beastmode.errors import BeastError
 from beastmode.stores.base import Change, Store, Target, deadline_in
 from beastmode.stores.documents import Delete, Set
 
-__all__ = ["Step", "diagnose", "firestore_store"]
+__all__ = ["Note", "Opener", "Step", "diagnose", "firestore_store"]
 
 COLLECTION: Final = "_bm_check"
 _POLL_S: Final = 0.25
+_LIBRARIES: Final = ("google-cloud-firestore", "grpcio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +42,17 @@ class _Failed(Exception):
     """The step did not work, for a reason that is no exception of the store's."""
 
 
-class _Note:
+class Note:
     """What a step found; filled in while it runs."""
 
     __slots__ = ("text",)
 
     def __init__(self) -> None:
         self.text = ""
+
+
+Opener = Callable[[Callable[[str], AbstractContextManager[Note]]], Store]
+"""Opens the store in steps of its own: it is given what makes one, `with step("open") as note:`."""
 
 
 class _Steps:
@@ -56,9 +63,9 @@ class _Steps:
         self._on_step = on_step
 
     @contextmanager
-    def step(self, name: str) -> Iterator[_Note]:
+    def step(self, name: str) -> Iterator[Note]:
         """Time one step; what it raises is noted, and raised again to end the diagnosis."""
-        note = _Note()
+        note = Note()
         began = time.perf_counter()
         try:
             yield note
@@ -75,20 +82,19 @@ class _Steps:
 
 
 def diagnose(
-    open_store: Callable[[], tuple[Store, str]],
+    open_store: Opener,
     *,
     deadline_s: float = 5.0,
     on_step: Callable[[Step], object] = lambda _step: None,
 ) -> list[Step]:
     """Return what was tried, in order; the first that is not ok says what is wrong.
 
-    `open_store` returns the store and what is to be told of it; the store is closed here. Each
-    step may take `deadline_s` seconds. `on_step` hears of each when it is over.
+    `open_store` returns the store, which is closed here. Each step after it may take `deadline_s`
+    seconds. `on_step` hears of each when it is over.
     """
     steps = _Steps(on_step)
     try:
-        with steps.step("open") as note:
-            store, note.text = open_store()
+        store = open_store(steps.step)
         try:
             _try_out(store, steps, deadline_s)
         finally:
@@ -100,10 +106,9 @@ def diagnose(
 
 def _try_out(store: Store, steps: _Steps, deadline_s: float) -> None:
     path = f"{COLLECTION}/{uuid.uuid4().hex}"
+    # Not `store.health()`, whose second may be over before the first token has been fetched.
     with steps.step("reach"):
-        health = store.health()
-        if not health.ok:
-            raise _Failed(health.detail)
+        store.get(path, deadline=deadline_in(deadline_s))
     try:
         with steps.step("write"):
             (version,) = store.commit([Set(path, {"n": 1})], deadline=deadline_in(deadline_s))
@@ -152,12 +157,24 @@ def _listen(store: Store, path: str, steps: _Steps, deadline_s: float) -> None:
 
 
 def firestore_store(
-    project: str | None, database: str, emulator_host: str | None
-) -> tuple[Store, str]:
-    """Open a Firestore store as an application would; return it and where it is."""
-    from beastmode.stores.firestore import FirestoreStore  # noqa: PLC0415 - 0.6 s
+    step: Callable[[str], AbstractContextManager[Note]],
+    project: str | None,
+    database: str,
+    emulator_host: str | None,
+) -> Store:
+    """Open a Firestore store as an application would: an `Opener` once the rest is bound."""
+    with step("libraries") as note:
+        from beastmode.stores.firestore import FirestoreStore  # noqa: PLC0415 - 0.6 s
+        from beastmode.stores.firestore._google import load  # noqa: PLC0415
 
-    store = FirestoreStore(project, database, emulator_host=emulator_host)
-    place = store.place
-    how = f"emulator at {place.target}" if place.is_emulator else type(place.credentials).__module__
-    return store, f"{place.database}, {how}"
+        load()
+        note.text = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+    with step("credentials") as note:
+        store = FirestoreStore(project, database, emulator_host=emulator_host)
+        place = store.place
+        if place.is_emulator:
+            how = f"the emulator at {place.target} needs none"
+        else:
+            how = f"found: {type(place.credentials).__module__}"
+        note.text = f"{how}; {place.database}"
+    return store
