@@ -20,11 +20,12 @@ class Batch:
 
     `name` is None where no marker is needed. `fixed` says that an attempt has begun, so that it
     may only be repeated as it is; `noted` that its journal knows of it; `doubtful` that the store
-    may have it. `marker_stays` is for how many seconds its marker must not be deleted, None when
+    may have it; `late` that it was too slow for its deadline and is not to be repeated whole.
+    `marker_stays` is for how many seconds its marker must not be deleted, None when
     it has left none.
     """
 
-    __slots__ = ("doubtful", "entries", "fixed", "marker_stays", "name", "noted")
+    __slots__ = ("doubtful", "entries", "fixed", "late", "marker_stays", "name", "noted")
 
     def __init__(self, entries: list[Entry], name: str | None) -> None:
         self.entries = entries
@@ -32,6 +33,7 @@ class Batch:
         self.noted = False
         self.fixed = False
         self.doubtful = False
+        self.late = False
         self.marker_stays: float | None = None
 
     @property
@@ -49,11 +51,14 @@ class Batch:
         """The numbers of its operations in `source`."""
         return [part.seq for entry in self.entries for part in entry.parts if part.seq is not None]
 
-    def halves(self, needs_marker: Callable[[Operation], bool]) -> tuple[Batch, Batch]:
-        """Return two new batches, for one that the store refused."""
+    def pieces(self, needs_marker: Callable[[Operation], bool]) -> list[Batch]:
+        """Return new batches for one that the store will never have: halves, or one for one entry.
+
+        In order, each under a name of its own.
+        """
         middle = len(self.entries) // 2
-        first, second = self.entries[:middle], self.entries[middle:]
-        return _named(first, needs_marker), _named(second, needs_marker)
+        halves = (self.entries[:middle], self.entries[middle:])
+        return [_named(half, needs_marker) for half in halves if half]
 
 
 class Limits:

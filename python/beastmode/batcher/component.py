@@ -59,9 +59,11 @@ class BeastModeBatcher(BatcherLife):
     several operations is not atomic then. In mode "write-through", and always for operations with
     a precondition, a write is one atomic commit at once, after what waits for its documents.
 
-    While the store is unavailable or late, commits are repeated for ever, with pauses of up to
-    one second; no more than `max_pending_ops` operations or `max_pending_bytes` are held
-    meanwhile, and writers wait for room, or with `when_full="raise"` get BufferFullError at once.
+    A commit has `commit_deadline_s` seconds to be answered. While the store is unavailable or late,
+    commits are repeated for ever, with pauses of up to one second, and one of several operations
+    that was late is halved once it is settled whether it was carried out. No more than
+    `max_pending_ops` operations or `max_pending_bytes` are held meanwhile, and writers wait for
+    room, or with `when_full="raise"` get BufferFullError at once.
     A commit holds no more than the store's `commit_limits` say (see `Limits`); an operation that
     alone is more raises RequestError. An operation that the store rejects is dropped alone:
     `on_failed` is told and the journal keeps it as a dead letter.
@@ -148,7 +150,7 @@ class BeastModeBatcher(BatcherLife):
         self._changed = threading.Condition(threading.Lock())
         self._callbacks = Callbacks(on_accepted, on_committed, on_failed, on_error)
         self._flusher = Flusher(
-            Sender(store, commit_deadline_s, marker_grace_s),
+            Sender(store, commit_deadline_s, marker_grace_s, timer),
             journal,
             self._pending,
             self._changed,

@@ -20,7 +20,7 @@ from beastmode.batcher.markers import MarkerBin
 from beastmode.batcher.outside import Callbacks, WriteJournal
 from beastmode.batcher.pending import PendingWrites
 from beastmode.batcher.recovery import Recovered
-from beastmode.batcher.sending import Refused, Sender
+from beastmode.batcher.sending import Refused, Sender, Voided
 from beastmode.errors import BeastError, BreakerOpen, StoreTimeout, StoreUnavailable
 from beastmode.stores.base import deadline_in
 from beastmode.stores.documents import Operation
@@ -202,7 +202,8 @@ class Flusher(DirectCommits):
         """Commit one batch of buffered operations, or what is left of earlier ones."""
         with self._changed:
             if not self.work:
-                entries = self._pending.take(self.limits.cap(self._pending.buffer.max_ops))
+                most = self.limits.cap(self._pending.buffer.max_ops)
+                entries = self._pending.take(self.sender.pace.cap(most))
                 self.work.extend(self.split(entries))
             self.flushes += 1
             self._flushed_last = True
@@ -215,7 +216,9 @@ class Flusher(DirectCommits):
                     self._entry_rejected(batch, refusal.reason)
                     self._end(batch)
                 else:
-                    self._bisect(batch)
+                    self._send_anew(batch)
+            except Voided:
+                self._send_anew(batch)
             except Exception as error:  # noqa: BLE001 - counted and reported there
                 self._retry_later(error)
                 return
@@ -232,13 +235,13 @@ class Flusher(DirectCommits):
         if batch.name is not None and batch.marker_stays is not None:
             self.markers.add(batch.name, batch.source, batch.marker_stays)
 
-    def _bisect(self, batch: Batch) -> None:
-        """Send a refused batch as two."""
+    def _send_anew(self, batch: Batch) -> None:
+        """Send what the store will never have as it is: a batch of several entries as two."""
         self._tell(self.sender.released, batch)
-        first, second = batch.halves(self._needs_marker)
+        pieces = batch.pieces(self._needs_marker)
         with self._changed:
             self.work.popleft()
-            self.work.extendleft((second, first))
+            self.work.extendleft(reversed(pieces))
             self._bin_marker(batch)
 
     def _batch_committed(self, batch: Batch, versions: list[int] | None, newest: int) -> None:

@@ -3,23 +3,43 @@
 The answers of a store to a commit are yes, no, and no answer. After no answer the same commit is
 sent again; where twice would not be the same as once it carries a marker (see `markers`), and a
 no is believed only after the marker has been looked for.
+
+A commit of several operations that had no answer at its deadline (StoreTimeout) may be too slow
+for it, and would be at each repetition. It is halved, but not before its outcome is settled:
+
+- With a marker, that attempt may still arrive, before or after the halves: both would count. So
+  our own marker takes the name first, which is one small write. Taken: the attempt will find it
+  and fail for ever, so the halves are sent, each under a new name. Not taken because the marker
+  is there: the attempt was carried out, and nothing is sent. No answer: asked again; until there
+  is one, nothing of the batch and nothing behind it is sent.
+- Without a marker its operations are plain. They go back into the buffer, in front, and leave it
+  in smaller batches: all of them, in order, which leads to the same documents whether the attempt
+  was carried out or not. Should it be carried out *after* them, it would undo newer writes: a
+  store where a commit can outlive its deadline needs markers for every commit.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from beastmode.batcher.batches import Batch
 from beastmode.batcher.committing import REJECTIONS, check_answer
 from beastmode.batcher.markers import is_void, marker_path, marker_write
 from beastmode.batcher.outside import WriteJournal
-from beastmode.errors import BreakerOpen, PreconditionFailed, StoreError, StoreUnavailable
+from beastmode.batcher.pace import Pace
+from beastmode.errors import (
+    BreakerOpen,
+    PreconditionFailed,
+    StoreError,
+    StoreTimeout,
+    StoreUnavailable,
+)
 from beastmode.stores.base import Store, deadline_in
-from beastmode.stores.documents import Delete, Operation
+from beastmode.stores.documents import Delete, Document, Operation
 
-__all__ = ["Refused", "Sender", "is_doubtful"]
+__all__ = ["Refused", "Sender", "Voided", "is_doubtful"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,25 +52,40 @@ class Refused(Exception):
         self.reason = reason
 
 
+class Voided(Exception):
+    """The store will never have a batch under its name; its operations are to be sent anew."""
+
+
 class Sender:
     """Sends batches to `store`, each call at most `deadline_s` seconds long.
 
-    Markers of batches whose attempts all had an answer may be deleted at once, the others after
-    `grace_s` seconds: until then an attempt without an answer may still be on its way.
+    `pace` learns how large they may be; `timer` (seconds) tells how long they take. Markers of
+    batches whose attempts all had an answer may be deleted at once, the others after `grace_s`
+    seconds: until then an attempt without an answer may still be on its way.
     """
 
-    def __init__(self, store: Store, deadline_s: float, grace_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        deadline_s: float,
+        grace_s: float,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.store = store
         self.deadline_s = deadline_s
+        self.pace = Pace(deadline_s)
         self._grace_s = grace_s
+        self._timer = timer
         self.markers = self.confirmed = 0
 
     def send(self, batch: Batch) -> tuple[list[int] | None, int]:
         """Commit a batch; return its versions, None when they are not known, and the greatest.
 
-        Raises `Refused`, or whatever left the outcome open: then the batch has to be sent again
-        if it is `fixed`, and may be made anew if it is not.
+        Raises `Refused`, `Voided`, or whatever left the outcome open: then the batch has to be sent
+        again if it is `fixed`, and may be made anew if it is not.
         """
+        if batch.late:
+            return None, self._settle_late(batch)
         if batch.name is None:
             versions = self._send_plain(batch)
             return versions, versions[-1]
@@ -63,16 +98,15 @@ class Sender:
         before, batch.doubtful = batch.doubtful, True
         operations = batch.operations
         try:
-            versions = self._commit([*operations, marker_write(batch.name, operations)])
+            versions = self._timed([*operations, marker_write(batch.name, operations)], batch)
         except REJECTIONS as error:
-            version = self._find(batch, before)
-            if version is None:
+            marker = self._marker(batch, claim=before)
+            if marker is None:
                 raise Refused(error) from error
-            self.confirmed += 1
-            logger.info("a commit whose answer was lost is in the store: %s", batch.name)
-            return None, version
+            return None, self._confirmed(marker)
         except StoreError as error:
             batch.doubtful = before or is_doubtful(error)
+            batch.late = isinstance(error, StoreTimeout) and len(operations) > 1
             raise
         # An earlier attempt without an answer may still arrive: the marker must be there then.
         batch.marker_stays = self._grace_s if before else 0.0
@@ -81,25 +115,49 @@ class Sender:
 
     def _send_plain(self, batch: Batch) -> list[int]:
         try:
-            return self._commit(batch.operations)
+            return self._timed(batch.operations, batch)
         except REJECTIONS as error:
             raise Refused(error) from error
+
+    def _timed(self, operations: list[Operation], batch: Batch) -> list[int]:
+        began = self._timer()
+        try:
+            versions = self._commit(operations)
+        except StoreTimeout:
+            self.pace.late(len(batch.entries))
+            raise
+        self.pace.answered(len(batch.entries), self._timer() - began)
+        return versions
 
     def _commit(self, operations: list[Operation]) -> list[int]:
         versions = self.store.commit(operations, deadline=deadline_in(self.deadline_s))
         check_answer(versions, operations)
         return versions
 
-    def _find(self, batch: Batch, earlier: bool) -> int | None:
-        """Return the marker's version if the store has a batch that it refused, else None.
+    def _settle_late(self, batch: Batch) -> int:
+        """Return the version of a batch that was too slow; `Voided` if the store has it not."""
+        marker = self._marker(batch, claim=True)
+        if marker is None:
+            raise Voided
+        return self._confirmed(marker)
 
-        None is final: the store will never have it. `earlier` says that an attempt before had no
-        answer. That one may still be under way, so the absence of its marker proves nothing until
-        a marker of our own has taken the name.
+    def _confirmed(self, marker: Document) -> int:
+        """Return the version of the commit that made this marker; `Voided` if we made it."""
+        if is_void(marker):
+            raise Voided
+        self.confirmed += 1
+        logger.info("a commit whose answer was lost is in the store: %s", marker.path)
+        return marker.version
+
+    def _marker(self, batch: Batch, *, claim: bool) -> Document | None:
+        """Return the marker of a batch; None where no attempt has made it and none ever will.
+
+        `claim` says that an attempt had no answer. That one may still be under way, so the absence
+        of its marker proves nothing until a marker of our own has taken the name.
         """
         assert batch.name is not None
         batch.marker_stays = self._grace_s
-        if earlier:
+        if claim:
             try:
                 self._commit([marker_write(batch.name, batch.operations, void=True)])
             except PreconditionFailed:
@@ -108,8 +166,8 @@ class Sender:
                 return None
         marker = self.store.get(marker_path(batch.name), deadline=deadline_in(self.deadline_s))
         if marker.exists:
-            return None if is_void(marker) else marker.version
-        if earlier:
+            return marker
+        if claim:
             raise StoreUnavailable(
                 f"the marker {marker.path!r} could neither be made nor found; to be tried again"
             )

@@ -165,6 +165,11 @@ class BeastModeConfig:
         "Which buffered commits carry a marker, so that repeating them changes nothing.",
         choices=("transforms", "always"),
     )  # fmt: skip
+    commit_deadline_s: float = _setting(
+        5.0, "seconds",
+        "How long the store has to answer a buffered commit; one that is later is halved.",
+        low=0.1, high=300.0,
+    )  # fmt: skip
     when_full: Literal["wait", "raise"] = _setting(
         "wait", "choice",
         "What a write does that finds the buffer full: wait for room until its deadline, or raise.",

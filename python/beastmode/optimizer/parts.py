@@ -146,6 +146,7 @@ class Parts:
                 max_ops=config.batch_max_ops,
                 max_delay_s=config.batch_max_delay_ms / 1000,
                 mode=config.write_mode,
+                commit_deadline_s=config.commit_deadline_s,
                 markers=config.commit_markers,
                 when_full=config.when_full,
                 on_accepted=self._on_accepted,
