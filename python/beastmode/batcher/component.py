@@ -65,7 +65,9 @@ class BeastModeBatcher(BatcherLife):
     `max_pending_ops` operations or `max_pending_bytes` are held meanwhile, and writers wait for
     room, or with `when_full="raise"` get BufferFullError at once.
     A commit holds no more than the store's `commit_limits` say (see `Limits`); an operation that
-    alone is more raises RequestError. An operation that the store rejects is dropped alone:
+    alone is more raises RequestError, and so does one that the store knows beforehand it never
+    takes: its method `check_operation(operation)`, if it has one, raises that. An operation that
+    the store rejects later is dropped alone:
     `on_failed` is told and the journal keeps it as a dead letter.
 
     `on_accepted(operation)` is called just before an operation becomes visible to readers;
@@ -134,6 +136,9 @@ class BeastModeBatcher(BatcherLife):
         self._journal = journal
         self._commit_deadline_s = commit_deadline_s
         self._check_store = check_store
+        self._check_operation: Callable[[Operation], object] | None = getattr(
+            store, "check_operation", None
+        )
         self._marker_grace_s = marker_grace_s
         self._when_full: WhenFull = when_full
         self._pid = os.getpid()
@@ -245,6 +250,7 @@ class BeastModeBatcher(BatcherLife):
             direct=self._mode == "write-through",
             limits=self._flusher.limits,
             max_ops=self._pending.max_pending_ops,
+            check=self._check_operation,
         )
 
     # Reading.

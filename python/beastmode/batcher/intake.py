@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from beastmode.batcher.batches import Limits
@@ -184,14 +184,18 @@ def prepare(
     direct: bool,
     limits: Limits,
     max_ops: int,
+    check: Callable[[Operation], object] | None = None,
 ) -> tuple[WriteCall, list[EncodedOperation] | None]:
     """Check and copy what a caller gave; without encoded operations it is one commit.
 
     It is one with `direct`, and when an operation has a precondition. Raises RequestError, and
     BufferFullError for more operations than can ever be held. A buffered operation that no commit
-    of the store can hold is a RequestError.
+    of the store can hold is a RequestError, as is what `check`, the store's own, refuses.
     """
     copies = [_copied(operation, at) for at, operation in enumerate(operations)]
+    if check is not None:
+        for operation in copies:
+            check(operation)
     if direct or any(operation.precondition is not None for operation in copies):
         return WriteCall(copies, (), deadline), None
     encoded = [encode_operation(operation) for operation in copies]

@@ -42,6 +42,7 @@ from beastmode.stores.firestore.calls import RetryPolicy
 from beastmode.stores.firestore.channel import Connection, find_place
 from beastmode.stores.firestore.convert import Converter, version_of
 from beastmode.stores.firestore.feeds import Feeds
+from beastmode.stores.firestore.limits import check_operation
 from beastmode.stores.firestore.listen import SILENCE_S, TARGETS_PER_STREAM
 
 __all__ = ["PROBE_PATH", "PROBE_S", "RETIRED_S", "CommitLimits", "FirestoreBase", "is_repeatable"]
@@ -169,6 +170,14 @@ class FirestoreBase:
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
         return f"{type(self).__name__}({self.project!r}, {self.database!r}{state})"
+
+    def check_operation(self, operation: Operation) -> None:
+        """Raise the RequestError with which `commit` would refuse `operation` by itself. O(size).
+
+        So that what is acknowledged before it is committed can be refused in time. What depends
+        on the documents in the database, and what the server alone knows, is not looked at.
+        """
+        check_operation(operation)
 
     def commit_size(self, operations: Sequence[Operation]) -> int:
         """Return the bytes that a commit of `operations` sends, for `commit_limits`. O(size)."""

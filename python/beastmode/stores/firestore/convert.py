@@ -29,6 +29,7 @@ from beastmode.stores.documents import (
 )
 from beastmode.stores.fields import check_text, field_name, not_kept, refused, utc
 from beastmode.stores.firestore._google import Google
+from beastmode.stores.firestore.limits import check_operation, check_value
 from beastmode.stores.foreign import adopted
 from beastmode.stores.matching import Matcher
 from beastmode.stores.ordering import is_nan
@@ -44,8 +45,6 @@ from beastmode.stores.values import GeoPoint, Reference, Timestamp, Vector, spli
 
 __all__ = ["Converter", "field_path", "version_of"]
 
-MAX_DEPTH: Final = 20
-"""How deep Firestore lets maps and lists nest in a field, and how many names a field path has."""
 _INT_MAX: Final = 2**63 - 1
 _INT_MIN: Final = -(2**63)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -157,7 +156,11 @@ class Converter:
         return self.documents + path
 
     def write(self, operation: Operation) -> Any:
-        """Return an operation as a raw `Write` message; RequestError for what cannot be kept."""
+        """Return an operation as a raw `Write` message; RequestError for what cannot be kept.
+
+        Nothing of it is made where `check_operation` refuses it.
+        """
+        check_operation(operation)
         message = self._google.Write()
         if isinstance(operation, Delete):
             message.delete = self.documents + operation.path
@@ -220,7 +223,7 @@ class Converter:
 
     def _fields(self, fields: Any, data: Mapping[str, Any], path: str) -> None:
         for key, item in data.items():
-            self.encode(fields[field_name(key, "", path)], item, key, path, 1)
+            self.encode(fields[field_name(key, "", path)], item, key, path)
 
     def _merge(
         self, fields: Any, data: Mapping[str, Any], parents: list[str], mask: Any, path: str
@@ -229,7 +232,6 @@ class Converter:
             names = [*parents, key]
             field = ".".join(names)
             field_name(key, field, path)
-            self._depth(len(names), field, path)
             if item is DELETE_FIELD:
                 mask.append(field_path(names))
             elif isinstance(item, Mapping) and item:
@@ -238,7 +240,7 @@ class Converter:
                 self._merge(inner.fields, item, names, mask, path)
             else:
                 mask.append(field_path(names))
-                self.encode(fields[key], item, field, path, len(names))
+                self.encode(fields[key], item, field, path)
 
     def _update(self, message: Any, operation: Update, transforms: Any) -> None:
         message.update_mask.SetInParent()
@@ -250,7 +252,6 @@ class Converter:
             value = item
             if operation.transforms and isinstance(item, Mapping):
                 value = _split(item, names, transforms, merge=False)
-            self._depth(len(names), dotted, operation.path)
             message.update_mask.field_paths.append(field_path(names))
             if item is DELETE_FIELD:
                 continue
@@ -258,13 +259,12 @@ class Converter:
             for name in names[:-1]:
                 fields = fields[field_name(name, dotted, operation.path)].map_value.fields
             last = field_name(names[-1], dotted, operation.path)
-            self.encode(fields[last], value, dotted, operation.path, len(names))
+            self.encode(fields[last], value, dotted, operation.path)
 
     def _transform(self, message: Any, names: list[str], transform: Any, path: str) -> None:
         field = ".".join(names)
         for name in names:
             field_name(name, field, path)
-        self._depth(len(names), field, path)
         message.field_path = field_path(names)
         if transform is SERVER_TIMESTAMP:
             message.set_to_server_value = message.REQUEST_TIME
@@ -272,14 +272,14 @@ class Converter:
             is_union = isinstance(transform, ArrayUnion)
             items = message.append_missing_elements if is_union else message.remove_all_from_array
             for index, item in enumerate(transform.values):
-                self._item(items.values.add(), item, f"{field}[{index}]", path, len(names))
+                self.encode(items.values.add(), item, f"{field}[{index}]", path)
         else:
             kind = type(transform)
             number = "increment" if kind is Increment else "minimum"
             number = "maximum" if kind is Maximum else number
-            self.encode(getattr(message, number), transform.value, field, path, len(names))
+            self.encode(getattr(message, number), transform.value, field, path)
 
-    def encode(self, message: Any, value: Any, field: str, path: str, depth: int) -> None:
+    def encode(self, message: Any, value: Any, field: str, path: str) -> None:
         """Write `value` into a raw `Value` message; `field` and `path` name it in errors."""
         kind = type(value)
         if kind is str:
@@ -297,27 +297,20 @@ class Converter:
         elif value is None:
             message.null_value = 0
         elif isinstance(value, Mapping):
-            self._depth(depth, field, path)
             message.map_value.SetInParent()
             fields = message.map_value.fields
             for key, item in value.items():
                 name = field_name(key, field, path)
-                self.encode(fields[name], item, f"{field}.{name}", path, depth + 1)
+                self.encode(fields[name], item, f"{field}.{name}", path)
         elif isinstance(value, (list, tuple)):
-            self._depth(depth, field, path)
             message.array_value.SetInParent()
             values = message.array_value.values
             for index, item in enumerate(value):
-                self._item(values.add(), item, f"{field}[{index}]", path, depth + 1)
+                self.encode(values.add(), item, f"{field}[{index}]", path)
         else:
-            self._encode_other(message, value, field, path, depth)
+            self._encode_other(message, value, field, path)
 
-    def _item(self, message: Any, value: Any, field: str, path: str, depth: int) -> None:
-        if isinstance(value, (list, tuple)):
-            raise refused(path, field, "Firestore keeps no list directly inside a list")
-        self.encode(message, value, field, path, depth)
-
-    def _encode_other(self, message: Any, value: Any, field: str, path: str, depth: int) -> None:
+    def _encode_other(self, message: Any, value: Any, field: str, path: str) -> None:
         value = adopted(value)
         if isinstance(value, datetime):
             stamp = message.timestamp_value
@@ -339,11 +332,11 @@ class Converter:
                 items.add().double_value = item
         # Enumerations and other subclasses are kept as the plain value they stand for.
         elif isinstance(value, str):
-            self.encode(message, str.__str__(value), field, path, depth)
+            self.encode(message, str.__str__(value), field, path)
         elif isinstance(value, int):
-            self.encode(message, int.__int__(value), field, path, depth)
+            self.encode(message, int.__int__(value), field, path)
         elif isinstance(value, float):
-            self.encode(message, float.__float__(value), field, path, depth)
+            self.encode(message, float.__float__(value), field, path)
         else:
             raise not_kept(value, field, path)
 
@@ -355,10 +348,6 @@ class Converter:
         )
         check_text(name, field, path)
         return name
-
-    def _depth(self, depth: int, field: str, path: str) -> None:
-        if depth > MAX_DEPTH:
-            raise refused(path, field, f"maps and lists nest at most {MAX_DEPTH} deep")
 
     def _filter(self, message: Any, item: Filter, query: Any) -> None:
         name = field_path(item.field.split("."))
@@ -375,12 +364,14 @@ class Converter:
         found.op = getattr(query.FieldFilter, _COMPARISONS[item.op])
         what = f"{item.field} {item.op}"
         if item.op not in ("in", "not-in"):
-            self.encode(found.value, value, what, "", 1)
+            check_value(value, what)
+            self.encode(found.value, value, what, "")
             return
         found.value.array_value.SetInParent()
         # The server takes no empty list; None among the values of "in" finds nothing.
         for index, one in enumerate(value or [None]):
-            self.encode(found.value.array_value.values.add(), one, f"{what}[{index}]", "", 1)
+            check_value(one, f"{what}[{index}]")
+            self.encode(found.value.array_value.values.add(), one, f"{what}[{index}]", "")
 
 
 def _is_vector(fields: Any) -> bool:
