@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from beastmode import BeastModeOptimizer, Increment, Query, Request, Set, SQLiteStore
-from beastmode.errors import BreakerOpen, StoreUnavailable
+from beastmode.errors import BreakerOpen, StoreTimeout, StoreUnavailable
 from beastmode.optimizer import parts
 from beastmode.requests import Response
 from beastmode.stores.base import Store, StoreHealth
@@ -115,6 +115,41 @@ def test_a_store_that_is_down(
         assert stats.signal.opened >= 1
         assert stats.signal.refused >= 6
         eventually(lambda: (health := optimizer.get_stats().store) is not None and health.ok, 1.0)
+
+
+def test_a_store_that_is_down_from_the_start(
+    store: FaultyStore, tmp_path: Path, ask: Callable[[BeastModeOptimizer, Request], Response]
+) -> None:
+    """A process that starts in an outage takes writes like one that ran before it."""
+    store.down = GONE
+    optimizer = make(store, tmp_path).start()
+    assert not optimizer.active
+    assert ask(optimizer, Request.set("users/1", {"n": 100})).source == "journal"
+    assert ask(optimizer, Request.merge("users/1", {"m": 1})).source == "journal"
+    assert ask(optimizer, Request.merge("users/2", {"n": Increment(1)})).source == "journal"
+    answer = ask(optimizer, Request.get("users/1"))
+    assert (answer.source, answer.data) == ("buffer", {"n": 100, "m": 1})
+    for what in (
+        Request.get("users/2"),
+        Request.get("users/3"),
+        Request.query(Query("users")),
+        Request.commit([Set("users/4", {})]),
+    ):
+        with pytest.raises((StoreUnavailable, StoreTimeout)):
+            ask(optimizer, what)
+    with pytest.raises(StoreTimeout, match="3 operations"):
+        optimizer.close(time.monotonic() + 0.05)
+
+    optimizer = make(store, tmp_path).start()  # again, and still in the outage
+    assert ask(optimizer, Request.get("users/1")).data == {"n": 100, "m": 1}
+    store.down = None
+    eventually(lambda: optimizer.active)
+    eventually(lambda: optimizer.get_stats().batcher.pending == 0)
+    assert store.inner.get("users/1").data == {"n": 100, "m": 1}
+    assert ask(optimizer, Request.get("users/2")).data == {"n": 3}
+    optimizer.disable_beast_mode()
+    assert ask(optimizer, Request.set("users/1", {"n": 0})).source == "store"
+    optimizer.close()
 
 
 def test_staleness_ends_at_its_bound(store: FaultyStore, tmp_path: Path) -> None:

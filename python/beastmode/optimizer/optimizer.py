@@ -53,8 +53,9 @@ class BeastModeOptimizer:
             optimizer.handle_request_sync("user-1", Request.set("users/1", {"name": "Ada"}))
             response = optimizer.handle_request_sync("user-1", Request.get("users/1"))
 
-    Beast mode becomes active by itself once the store answers. While it is not active, or was
-    disabled, every request goes straight to the store. Must be made after a fork, not before.
+    Beast mode becomes active by itself once the store answers. Until then reads go straight to the
+    store, while writes are taken as always: an outage at the start loses none. While beast mode is
+    disabled every request goes straight to the store. Must be made after a fork, not before.
     """
 
     def __init__(
@@ -90,8 +91,8 @@ class BeastModeOptimizer:
         # Apart from the life cycle: a flush may take long, and nothing else must wait for it.
         self._mode = threading.RLock()
         self._switch = threading.Lock()
-        self._wanted = True
-        self._active = False
+        self._wanted = True  # not disabled: writes are buffered
+        self._active = False  # and the store has answered: reads are served by the cache
         self._started = False
         self._closed = False
         self._forked = False
@@ -330,7 +331,7 @@ class BeastModeOptimizer:
             if parsed.op == "heartbeat":
                 return self._beat(began)
             return self._written(
-                parsed, *await self._ways.awrite(parsed, deadline, active=self._active), began
+                parsed, *await self._ways.awrite(parsed, deadline, active=self._wanted), began
             )
         except Exception as error:
             self._count_error(error, began)
@@ -367,7 +368,7 @@ class BeastModeOptimizer:
             if parsed.op == "heartbeat":
                 return self._beat(began)
             return self._written(
-                parsed, *self._ways.write(parsed, deadline, active=self._active), began
+                parsed, *self._ways.write(parsed, deadline, active=self._wanted), began
             )
         except Exception as error:
             self._count_error(error, began)

@@ -48,10 +48,10 @@ class Ways:
         """Return a document and where it came from."""
         path = request.path or ""
         waited = path in self._unflushed and self._batcher.drain((path,), deadline)
-        if not active:
-            return self._read_past(self._store.get(path, deadline=deadline)), "store"
         if (buffered := self._from_buffer(path)) is not None:
             return buffered, "buffer"
+        if not active:
+            return self._read_past(self._store.get(path, deadline=deadline)), "store"
         # The optimizer has looked, unless a write was pending.
         read = self._cache.get if waited or path in self._unflushed else self._cache.load
         answer = read(path, user=user, deadline=deadline)
@@ -65,10 +65,10 @@ class Ways:
         """As `get`, for coroutines."""
         path = request.path or ""
         waited = path in self._unflushed and await self._batcher.adrain((path,), deadline)
-        if not active:
-            return self._read_past(await self._async_store.get(path, deadline=deadline)), "store"
         if (buffered := self._from_buffer(path)) is not None:
             return buffered, "buffer"
+        if not active:
+            return self._read_past(await self._async_store.get(path, deadline=deadline)), "store"
         read = self._cache.aget if waited or path in self._unflushed else self._cache.aload
         answer = await read(path, user=user, deadline=deadline)
         if self._batcher.is_outdated(answer.document):
