@@ -88,8 +88,8 @@ class Ranked:
     def uncover_collection(self, collection: str) -> None:
         self.log.append(("uncover all of", collection))
 
-    def mark_unverified(self, prefix: str | None = None) -> None:
-        self.log.append(("doubt all of", prefix))
+    def doubt_collection(self, collection: str) -> None:
+        self.log.append(("doubt all of", collection))
 
     def doubt(self, paths: Collection[str], *, unknown: bool = False) -> None:
         self.log.append(("doubt", *paths))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -398,6 +400,151 @@ def test_a_large_doubt_lets_others_in_and_reaches_all(
     assert not any(map(cache.lookup, paths))
     assert cache.get_stats().doubted == 2500
     cache.close()
+
+
+class WatchedLock:
+    """A cache's lock that counts what is done each time that it is held."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.done = self.most = 0
+
+    def acquire(self) -> bool:
+        self.done = 0
+        return self.lock.acquire()
+
+    def release(self) -> None:
+        self.most = max(self.most, self.done)
+        self.lock.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def is_free(self) -> bool:
+        """Whether another thread could have it."""
+        with ThreadPoolExecutor(1) as pool:
+            free = pool.submit(self.lock.acquire, blocking=False).result()
+            if free:
+                pool.submit(self.lock.release).result()
+        return free
+
+
+@pytest.mark.parametrize("how", ["uncover", "doubt", "doubt prefix"])
+def test_nobody_waits_while_a_collection_is_looked_through(
+    store: ScriptedStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    cache = BeastModeCache(store, ttl_s=TTL, timer=clock)
+    lock = WatchedLock()
+    state, held = cache._state, cache._state.held
+    monkeypatch.setattr(state.gate, "lock", lock)
+    lease = Lease(math.inf)
+    cache.cover_collection("users", lease)
+    paths = [f"users/{number}" for number in range(2500)]
+    store.put("rooms/1")
+    cache.get_many([*paths, "rooms/1"])
+    free = []
+
+    def watch(name: str, *, scans: bool) -> None:
+        method = getattr(held, name)
+
+        def watched(*arguments: object) -> object:
+            if scans:
+                free.append(lock.is_free())
+            lock.done += 1
+            return method(*arguments)
+
+        monkeypatch.setattr(held, name, watched)
+
+    watch("covered_by", scans=True)
+    watch("paths_under", scans=True)
+    watch("doubt", scans=False)
+    watch("uncover", scans=False)
+    lock.most = 0
+    clock.advance(TTL - 1)
+    if how == "uncover":
+        cache.uncover_collection("users")
+    elif how == "doubt":
+        cache.doubt_collection("users")
+    else:
+        cache.mark_unverified("users")
+    assert free == [True]
+    assert 1000 < lock.most <= 1024
+    assert any(map(cache.lookup, paths)) == (how == "uncover")
+    assert cache.lookup("rooms/1")
+    clock.advance(TTL)
+    assert not any(map(cache.lookup, paths)), "the lease covers none of them any more"
+    cache.close()
+
+
+def test_doubt_of_a_collection_concerns_what_its_lease_covers(
+    cache: BeastModeCache, clock: FakeClock
+) -> None:
+    other, lease = Lease(math.inf), Lease(math.inf)
+    cache.get_many(["users/old", "users/own", "users/told", "users/1/pets/1"])
+    cache.cover_collection("users", lease)
+    cache.get("users/new")
+    cache.cover("users/own", other)
+    cache.cover("users/told", lease)
+    cache.cover("users/1/pets/1", lease)
+    lease.cancel()
+    cache.doubt_collection("users")
+    assert cache.get_stats().doubted == 2
+    held = {path for path in ("old", "own", "told", "new") if cache.lookup(f"users/{path}")}
+    assert held == {"old", "own"}
+    assert cache.lookup("users/1/pets/1")
+    cache.doubt_collection("users")
+    assert cache.get_stats().doubted == 2
+
+
+def test_a_doubt_that_has_returned_is_not_undone_by_a_reader(
+    cache: BeastModeCache, clock: FakeClock
+) -> None:
+    """Who looked at the lease before has not yet written down what it promises."""
+
+    class Hooked(Lease):
+        hook: Callable[[], object] | None = None
+
+        @property  # type: ignore[misc]
+        def valid_until(self) -> float:
+            if self.hook is not None:
+                hook, self.hook = self.hook, None
+                hook()
+            return clock.now + 1000
+
+        @valid_until.setter
+        def valid_until(self, value: float) -> None: ...
+
+    lease = Hooked()
+    cache.get(KEY)
+    cache.cover(KEY, lease)
+    clock.advance(TTL)
+    doubting = threading.Thread(target=cache.mark_unverified)
+
+    def doubt() -> None:
+        doubting.start()
+        doubting.join(0.2)  # it has to wait for the reader
+
+    lease.hook = doubt
+    cache.lookup(KEY)
+    doubting.join()
+    assert cache.lookup(KEY) is None
+
+
+def test_a_note_after_a_doubt_is_kept(cache: BeastModeCache) -> None:
+    cache.get_many([KEY, "users/2", "rooms/1"])
+    notes = Interest.forget_notes
+
+    def forget(self: Interest, found: list[tuple[str, int]]) -> None:
+        self.note("users/2")  # loaded after the doubt had begun
+        notes(self, found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Interest, "forget_notes", forget)
+        cache.mark_unverified("users")
+    assert cache.drain_interest(9) == (["users/2", "rooms/1"], False)
 
 
 def test_bad_arguments_change_nothing(cache: BeastModeCache) -> None:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import random
 import weakref
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, cast
 
 from beastcore import Cache
 from beastmode.cache.lease import Interest, Lease
@@ -214,11 +215,14 @@ class Holdings:
             self.interest.forget((path,))
         return covered
 
-    def uncover(self, path: str, now: float) -> None:
-        """Let a path's entries live by time again, from now on where their lease still counts."""
+    def uncover(self, path: str, now: float, lease: Lease | None = None) -> None:
+        """Let a path's entries live by time again, from now on where their lease still counts.
+
+        Given a `lease`, only those that it covers.
+        """
         for key in self.keys_of(path):
             entry: Entry | None = self.engine.peek(key)
-            if entry is None or entry.lease is None:
+            if entry is None or entry.lease is None or lease not in (None, entry.lease):
                 continue
             if entry.is_fresh(now):
                 entry.loaded_at = now
@@ -227,43 +231,46 @@ class Holdings:
             entry.lease = None
             self._limit(key, entry, now)
 
-    def uncover_collection(self, collection: str, lease: Lease, now: float) -> None:
-        """As `uncover`, for what `lease` covers directly in a collection. O(entries)."""
-        paths = {
-            entry.document.path
-            for entry in self.engine.values()
-            if entry.lease is lease and collection_of(entry.document.path) == collection
-        }
-        for path in paths:
-            self.uncover(path, now)
-
-    def doubt(self, path: str, now: float, *, unknown: bool = False) -> int:
+    def doubt(
+        self, path: str, now: float, lease: Lease | None = None, *, unknown: bool = False
+    ) -> int:
         """Make a path's entries overdue from `now` on, whoever vouched for them; their number.
 
-        Those that are `unknown` keep their lease: it vouches for what replaces them.
+        Given a `lease`, only those that it covers. What is `unknown` keeps its lease, which
+        vouches for what replaces it.
         """
         doubted = 0
         for key in self.keys_of(path):
             entry: Entry | None = self.engine.peek(key)
-            if entry is None:
+            if entry is None or (lease is not None and entry.lease is not lease):
                 continue
             doubted += 1
-            if unknown:
-                entry.end(now)
-                entry.flags |= UNKNOWN
+            entry.end(now)
+            if entry.lease is not None:
                 self._limit(key, entry, now)
+            if unknown:
+                entry.flags |= UNKNOWN
             else:
-                self._doubt(entry, now)
+                entry.lease = None
+                entry.flags |= DOUBTED
         return doubted
 
-    def _doubt(self, entry: Entry, now: float) -> None:
-        had_lease = entry.lease is not None
-        entry.end(now)
-        entry.lease = None
-        entry.flags |= DOUBTED
-        if had_lease:
-            for key in self.keys_of(entry.document.path):
-                self._limit(key, entry, now)
+    def covered_by(self, lease: Lease, collection: str) -> list[str]:
+        """Return the paths directly in a collection that `lease` covers; needs no lock. O(entries).
+
+        What it covers from now on is missing.
+        """
+        found = {entry.document.path for entry in self.engine.values() if entry.lease is lease}
+        return [path for path in found if collection_of(path) == collection]
+
+    def paths_under(self, prefix: str | None) -> list[str]:
+        """Return the paths held at and under `prefix`; needs no lock. O(entries)."""
+        keys = self.engine.keys()
+        if self.shares_keys:
+            paths: Iterable[str] = cast("list[str]", keys)
+        else:
+            paths = dict.fromkeys(key if isinstance(key, str) else key[0] for key in keys)
+        return [path for path in paths if prefix is None or is_under(path, prefix)]
 
     def _limit(self, key: Key, entry: Entry, now: float) -> None:
         """Let the engine drop an entry once it is too old even to be served stale.
@@ -328,15 +335,6 @@ class Holdings:
         for _ in range((len(self.engine) - max_entries) // _SLICE):
             self.engine.evict(_SLICE)
         self.engine.resize(max_entries)
-
-    def age(self, prefix: str | None, now: float) -> int:
-        """As `doubt` for what is at and under `prefix`; needs no lock. O(entries)."""
-        doubted = 0
-        for entry in self.engine.values():
-            if prefix is None or is_under(entry.document.path, prefix):
-                self._doubt(entry, now)
-                doubted += 1
-        return doubted
 
     def shorten(self) -> None:
         """Let no entry be fresh for longer than its policy says; needs no lock. O(entries)."""

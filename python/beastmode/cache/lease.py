@@ -61,10 +61,12 @@ class Interest:
     The owner's lock guards it. When it is full the oldest path is forgotten, which `drain` tells.
     """
 
-    __slots__ = ("_most", "_paths", "lost")
+    __slots__ = ("_most", "_noted", "_paths", "lost")
 
     def __init__(self, most: int = _MOST_PATHS) -> None:
-        self._paths: dict[str, None] = {}
+        self._paths: dict[str, int] = {}
+        """And the number of the note, to tell it from a later one."""
+        self._noted = 0
         self._most = most
         self.lost = 0
         """Paths forgotten since the last `drain`."""
@@ -75,7 +77,8 @@ class Interest:
     def note(self, path: str) -> None:
         """Remember `path`. O(1)."""
         paths = self._paths
-        paths[path] = None
+        self._noted += 1
+        paths[path] = self._noted
         if len(paths) > self._most:
             del paths[next(iter(paths))]
             self.lost += 1
@@ -84,6 +87,16 @@ class Interest:
         """Take `paths` out: they are covered, or not wanted."""
         for path in paths:
             self._paths.pop(path, None)
+
+    def notes(self) -> list[tuple[str, int]]:
+        """Return what is noted now, for `forget_notes`."""
+        return list(self._paths.items())
+
+    def forget_notes(self, notes: Iterable[tuple[str, int]]) -> None:
+        """As `forget`, except for what was noted again since."""
+        for path, number in notes:
+            if self._paths.get(path) == number:
+                del self._paths[path]
 
     def drain(self, limit: int) -> tuple[list[str], bool]:
         """Take out the oldest paths, at most `limit`; and whether some were forgotten before."""

@@ -23,7 +23,7 @@ The rules, per path
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from beastcore import Cache
 from beastmode.cache.gate import Gate
@@ -40,6 +40,8 @@ __all__ = ["CacheState", "Guess"]
 
 _SLICE: Final = 1024
 """Paths for which the lock is held at a time."""
+
+_T = TypeVar("_T")
 
 
 class _Pending:
@@ -196,15 +198,30 @@ class CacheState:
 
     def doubt_under(self, prefix: str | None, now: float) -> None:
         """As `doubt` for all at and under `prefix`; scans all entries, without the lock."""
+        interest = self.held.interest
         with self.gate:
             self.table.kill_under(prefix)
             self.queries.doubt_under(prefix)
-            for path, pending in self.pending.items():
-                if prefix is None or is_under(path, prefix):
-                    pending.foreign = None
-        doubted = self.held.age(prefix, now)
-        with self.gate.lock:
-            self.doubted += doubted
+            self._forget_foreign(prefix)
+            notes = interest.notes()
+        # What is installed from here on was loaded after the doubt.
+        if prefix is not None:
+            notes = [note for note in notes if is_under(note[0], prefix)]
+        for part in _parts(notes):
+            with self.gate.lock:
+                interest.forget_notes(part)
+        self._doubt_held(self.held.paths_under(prefix), now, None)
+
+    def _doubt_held(self, paths: Sequence[str], now: float, lease: Lease | None) -> None:
+        for part in _parts(paths):
+            with self.gate.lock:
+                for path in part:
+                    self.doubted += self.held.doubt(path, now, lease)
+
+    def _forget_foreign(self, prefix: str | None) -> None:
+        for path, pending in self.pending.items():
+            if prefix is None or is_under(path, prefix):
+                pending.foreign = None
 
     def cover_collection(self, collection: str, lease: Lease) -> None:
         """Let `lease` vouch for what is read of a collection from now on."""
@@ -214,11 +231,24 @@ class CacheState:
             self.queries.cover(collection, lease)
 
     def uncover_collection(self, collection: str, now: float) -> None:
-        """End `cover_collection`; scans all entries."""
+        """End `cover_collection`; scans all entries, without the lock."""
         with self.gate:
             lease = self.queries.uncover(collection)
-            if lease is not None:
-                self.held.uncover_collection(collection, lease, now)
+        if lease is not None:
+            # Nothing new comes under the lease any more, and what it covered keeps its path.
+            for part in _parts(self.held.covered_by(lease, collection)):
+                with self.gate.lock:
+                    for path in part:
+                        self.held.uncover(path, now, lease)
+
+    def doubt_collection(self, collection: str, now: float) -> None:
+        """End `cover_collection` and doubt what it covered; scans all entries, without the lock."""
+        with self.gate:
+            self.table.kill_under(collection)
+            self._forget_foreign(collection)
+            lease = self.queries.uncover(collection)
+        if lease is not None:
+            self._doubt_held(self.held.covered_by(lease, collection), now, lease)
 
     def drain_interest(self, limit: int) -> tuple[list[str], bool]:
         """Take out paths installed since the last call; whether some were forgotten."""
@@ -385,5 +415,5 @@ class CacheState:
             )
 
 
-def _parts(paths: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (paths[start : start + _SLICE] for start in range(0, len(paths), _SLICE))
+def _parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (items[start : start + _SLICE] for start in range(0, len(items), _SLICE))

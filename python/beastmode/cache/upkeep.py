@@ -142,9 +142,18 @@ class Upkeep:
     def uncover_collection(self, collection: str) -> None:
         """End `cover_collection`; what is held lives by its time again, as after `uncover`.
 
-        That goes for documents that the same lease covers by themselves, too. O(entries).
+        That goes for documents that the same lease covers by themselves, too. O(entries), during
+        which others are served.
         """
         self._state.uncover_collection(check_collection(collection), self._timer())
+
+    def doubt_collection(self, collection: str) -> None:
+        """Doubt what the lease of `cover_collection` covers, and end that: its stream was lost.
+
+        As `doubt` for those documents; others of the collection live by their time as before.
+        Cancel the lease first. O(entries), during which others are served.
+        """
+        self._state.doubt_collection(check_collection(collection), self._timer())
 
     def drain_interest(self, limit: int) -> tuple[list[str], bool]:
         """Take out the paths, oldest first, at most `limit`, that were installed without a lease.

@@ -72,8 +72,8 @@ class Coverable(Protocol):
         """Doubt what is held of `paths`; if `unknown`, until it is loaded or told anew."""
         ...
 
-    def mark_unverified(self, prefix: str | None = None) -> Any:
-        """Doubt what is held of a collection."""
+    def doubt_collection(self, collection: str) -> Any:
+        """End `cover_collection`, and doubt what it covers."""
         ...
 
     def drain_interest(self, limit: int) -> tuple[list[str], bool]:
@@ -290,7 +290,7 @@ class Interest:
                 whole.lease.cancel()
                 whole.lease = self._new_lease()
                 if whole.name is not None:
-                    self._cache.mark_unverified(whole.name)
+                    self._cache.doubt_collection(whole.name)
         self._tell_doubt(why)
 
     def on_unknown(self, paths: Sequence[str], why: str) -> None:
