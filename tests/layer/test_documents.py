@@ -30,6 +30,7 @@ from beastmode.stores.documents import (
     freeze,
     thaw,
 )
+from beastmode.stores.transforms import Increment
 
 DATA = {"a": 1, "m": {"x": [1, {"y": 2}], "z": None}, "l": [[1], 2]}
 
@@ -140,6 +141,17 @@ def test_data_that_is_no_map_of_names(make: Any, data: Any) -> None:
 def test_updates_of_empty_names(field: str) -> None:
     with pytest.raises(RequestError, match="empty field name"):
         Update("u/a", {field: 1})
+
+
+@pytest.mark.parametrize("names", [("a", "a.b"), ("a.b", "a"), ("x", "a.b.c", "a.b", "a-b")])
+@pytest.mark.parametrize("value", [1, {"x": 1}, DELETE_FIELD, Increment(1)], ids=repr)
+def test_updates_of_a_field_and_of_what_is_in_it(names: tuple[str, ...], value: Any) -> None:
+    """Readers would be shown what the order makes of them, and the store is sent no order."""
+    with pytest.raises(
+        RequestError, match=r"Update of 'u/a' .* leads .*'a(\.b)?' and 'a\.b(\.c)?'"
+    ):
+        Update("u/a", dict.fromkeys(names, value))
+    Update("u/a", dict.fromkeys(["a.b", "a.c", "a-b", "ab", "b.a"], value))
 
 
 def test_nesting_is_bounded_and_loops_are_told() -> None:

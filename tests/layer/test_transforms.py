@@ -73,13 +73,6 @@ def test_no_transform_stands_in_a_list(make: Any, value: Any) -> None:
         make("u/a", {"ok": 1, "v": {"w": value}})
 
 
-def test_field_paths_lie_apart_from_transforms() -> None:
-    for data in ({"m": {"x": 1}, "m.n": Increment(1)}, {"m.n.o": 1, "a": 1, "m.n": Increment(1)}):
-        with pytest.raises(RequestError, match=r"'m(\.n)?' and 'm\.n"):
-            Update("u/a", data)
-    Update("u/a", {"m.n": Increment(1), "m.nn": 1, "mm": 1})
-
-
 def test_a_filter_takes_no_transform() -> None:
     from beastmode.stores.base import Query
     from beastmode.stores.matching import Matcher

@@ -219,14 +219,17 @@ class Merge(_Write):
 
 @dataclass(frozen=True, slots=True)
 class Update(_Write):
-    """Replace fields of an existing document; keys are dotted paths such as `address.city`."""
+    """Replace fields of an existing document; keys are dotted paths such as `address.city`.
+
+    None of them may lead through another, as `a.b` does through `a`.
+    """
 
     def __post_init__(self) -> None:
         _Write.__post_init__(self)
         for name in self.data:
             if not all(name.split(".")):
                 raise RequestError(f"Update of {self.path!r} has an empty field name in {name!r}")
-        if self.transforms:
+        if len(self.data) > 1:
             _check_apart(self.path, self.data)
 
 
@@ -301,12 +304,15 @@ class _Seen:
 
 
 def _check_apart(path: str, data: Mapping[str, Any]) -> None:
-    """Raise RequestError where one field path leads through another: their order would count."""
+    """Raise RequestError where one field path leads through another: their order would count.
+
+    That is kept nowhere: a commit sends the fields as one map.
+    """
     trails = sorted(name.split(".") for name in data)
     for one, other in pairwise(trails):
         if other[: len(one)] == one:
             raise RequestError(
-                f"Update of {path!r} with transforms takes field paths apart from each other, "
+                f"Update of {path!r} takes field paths none of which leads through another, "
                 f"got {'.'.join(one)!r} and {'.'.join(other)!r}"
             )
 
