@@ -10,6 +10,7 @@ BeastError
 |   +-- StoreUnavailable        it cannot be reached, or refused for the moment
 |   |   +-- BreakerOpen         it was not asked, because it has failed again and again
 |   +-- StoreTimeout            it did not answer before the deadline
+|   +-- StoreRefused            it answered that it serves none of our calls, whatever they ask
 |   +-- StoreCorrupt            what it holds cannot be read
 |   +-- WriteRejected           it refused these operations, and always will
 |       +-- PreconditionFailed  a precondition of an operation did not hold
@@ -52,6 +53,7 @@ __all__ = [
     "RequestError",
     "StoreCorrupt",
     "StoreError",
+    "StoreRefused",
     "StoreTimeout",
     "StoreUnavailable",
     "TableFullError",
@@ -99,6 +101,14 @@ class BreakerOpen(StoreUnavailable):
 
 class StoreTimeout(StoreError):
     """The store did not answer before the deadline; a commit may or may not have happened."""
+
+
+class StoreRefused(StoreError):
+    """The store answered, and refuses all of our calls: permissions, credentials, no such database.
+
+    Repeating does not help until somebody has put that right, but it is no fault of an operation:
+    buffered writes are kept.
+    """
 
 
 class StoreCorrupt(StoreError):

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from beastmode.errors import (
     JournalFull,
     RequestError,
     StoreCorrupt,
+    StoreRefused,
     StoreTimeout,
     StoreUnavailable,
     WriteRejected,
@@ -25,6 +27,7 @@ from beastmode.errors import (
 from beastmode.journal import Journal
 from beastmode.stores.base import deadline_in
 from beastmode.stores.documents import Delete, Merge, Operation, Set, Update
+from beastmode.stores.firestore.errors import commit_failure
 from beastmode.stores.sqlite import SQLiteStore
 from layer.faulty_store import Failing, FaultyStore, Gate
 
@@ -104,6 +107,50 @@ def test_what_comes_during_an_outage_merges_and_keeps_its_order(
     assert report.written < 55
     journal.sync()
     assert journal.get_stats().records == 0
+
+
+class _Answer(Exception):
+    """What gRPC raises, as far as it is looked at."""
+
+    def __init__(self, code: str, details: str) -> None:
+        super().__init__(details)
+        self.code = lambda: SimpleNamespace(name=code)
+        self.details = lambda: details
+
+
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        ("NOT_FOUND", "The database (default) does not exist for project p"),
+        ("FAILED_PRECONDITION", "not available for Firestore in Datastore Mode database x."),
+        ("PERMISSION_DENIED", "Missing or insufficient permissions."),
+    ],
+)
+def test_a_store_that_refuses_everything_costs_no_write(
+    store: FaultyStore, journal: Journal, caplog: pytest.LogCaptureFixture, code: str, details: str
+) -> None:
+    wrong = 3
+
+    def refuse(operations: Sequence[Operation]) -> None:
+        nonlocal wrong
+        if wrong:
+            wrong -= 1
+            raise commit_failure(_Answer(code, details), operations)
+
+    store.inner.commit([Set(f"k/{n}", {}) for n in range(4)])
+    store.before = refuse
+    errors: list[BaseException] = []
+    with batching(store, journal, on_error=errors.append) as batcher:
+        batcher.write([Update(f"k/{n}", {"n": n}) for n in range(4)])
+        batcher.flush()
+        report = batcher.get_stats()
+    assert [len(attempt) for attempt in store.attempts] == [4] * 4, "never taken apart"
+    assert (report.failed, report.committed, report.retries) == (0, 4, 3)
+    assert [type(error) for error in errors] == [StoreRefused] * 3
+    assert journal.dead_letters() == []
+    assert store.get("k/3").data == {"n": 3}
+    assert caplog.text.count("refuses all commits; the writes are kept") == 1
+    assert report.errors == 0, "no surprise: it is said what it is"
 
 
 def test_a_commit_that_happened_although_it_timed_out(store: FaultyStore, journal: Journal) -> None:

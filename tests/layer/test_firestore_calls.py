@@ -14,6 +14,7 @@ from beastmode.errors import (
     RequestError,
     StoreCorrupt,
     StoreError,
+    StoreRefused,
     StoreTimeout,
     StoreUnavailable,
     WriteRejected,
@@ -40,20 +41,20 @@ READS = {
     "UNKNOWN": StoreUnavailable,
     "INVALID_ARGUMENT": RequestError,
     "DEADLINE_EXCEEDED": StoreTimeout,
-    "NOT_FOUND": StoreError,
-    "ALREADY_EXISTS": StoreError,
-    "PERMISSION_DENIED": StoreError,
+    "NOT_FOUND": StoreRefused,
+    "ALREADY_EXISTS": StoreRefused,
+    "PERMISSION_DENIED": StoreRefused,
     "RESOURCE_EXHAUSTED": StoreUnavailable,
     "FAILED_PRECONDITION": RequestError,
     "ABORTED": StoreUnavailable,
     "OUT_OF_RANGE": StoreError,
-    "UNIMPLEMENTED": StoreError,
+    "UNIMPLEMENTED": StoreRefused,
     "INTERNAL": StoreUnavailable,
     "UNAVAILABLE": StoreUnavailable,
     "DATA_LOSS": StoreCorrupt,
-    "UNAUTHENTICATED": StoreError,
+    "UNAUTHENTICATED": StoreRefused,
 }
-COMMITS = {**READS, "INVALID_ARGUMENT": WriteRejected, "FAILED_PRECONDITION": StoreError}
+COMMITS = {**READS, "INVALID_ARGUMENT": WriteRejected, "FAILED_PRECONDITION": StoreRefused}
 UNKNOWN_OUTCOME = {
     "CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"
 }  # fmt: skip
@@ -142,6 +143,61 @@ def test_the_operation_whose_condition_failed_is_named() -> None:
     assert "18" in str(error)
     missing = [Update("u/a", {"n": 1}), Update("u/b", {"n": 1})]
     assert type(commit_failure(RpcError(STATUS.NOT_FOUND, "?"), missing)) is DocumentMissing
+
+
+NO_DATABASE = (
+    "The database (default) does not exist for project p Please visit "
+    "https://console.cloud.google.com/datastore/setup?project=p to add a Cloud Datastore or Cloud "
+    "Firestore database. "
+)
+DATASTORE_MODE = (
+    "The Cloud Firestore API is not available for Firestore in Datastore Mode database "
+    "projects/p/databases/(default)."
+)
+OF_THE_WHOLE = [
+    ("NOT_FOUND", NO_DATABASE),
+    ("NOT_FOUND", "The database 'other' does not exist for project p"),
+    ("NOT_FOUND", "Project p not found."),
+    ("FAILED_PRECONDITION", DATASTORE_MODE),
+    ("FAILED_PRECONDITION", "Project p requires billing to be enabled"),
+    ("INVALID_ARGUMENT", "Missing routing header. Please fill in the request header with ..."),
+    ("PERMISSION_DENIED", "Cloud Firestore API has not been used in project 7 before or ..."),
+    ("UNAUTHENTICATED", "Request had invalid authentication credentials."),
+]
+
+
+@pytest.mark.parametrize(("code", "details"), OF_THE_WHOLE)
+def test_what_is_wrong_with_the_whole_store_is_no_fault_of_an_operation(
+    code: str, details: str
+) -> None:
+    operations = [
+        Update("u/a", {"n": 1}),
+        Set("u/b", {}, Precondition(exists=False)),
+        Set("u/c", {}, Precondition(version=17)),
+    ]
+    for error in (
+        commit_failure(RpcError(STATUS[code], details), operations),
+        failure(RpcError(STATUS[code], details), "get"),
+    ):
+        assert type(error) is StoreRefused
+        assert details in str(error)
+        assert not error.maybe_applied
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "expected"),
+    [
+        ("NOT_FOUND", PRODUCTION.replace("gone", "the database x does not exist"), DocumentMissing),
+        ("NOT_FOUND", EMULATOR.replace("gone", "project not found"), DocumentMissing),
+        ("INVALID_ARGUMENT", "Property billing contains an invalid nested entity.", WriteRejected),
+        ("INVALID_ARGUMENT", 'The value of "API key not valid" is too long', WriteRejected),
+    ],
+)
+def test_names_in_a_document_do_not_look_like_the_whole_store(
+    code: str, details: str, expected: type[Exception]
+) -> None:
+    operations = [Update("u/a", {"n": 1}), Update("u/b", {"n": 1})]
+    assert type(commit_failure(RpcError(STATUS[code], details), operations)) is expected
 
 
 def test_what_may_be_applied_twice() -> None:

@@ -21,7 +21,13 @@ from beastmode.batcher.outside import Callbacks, WriteJournal
 from beastmode.batcher.pending import PendingWrites
 from beastmode.batcher.recovery import Recovered
 from beastmode.batcher.sending import Refused, Sender, Voided
-from beastmode.errors import BeastError, BreakerOpen, StoreTimeout, StoreUnavailable
+from beastmode.errors import (
+    BeastError,
+    BreakerOpen,
+    StoreRefused,
+    StoreTimeout,
+    StoreUnavailable,
+)
 from beastmode.stores.base import deadline_in
 from beastmode.stores.documents import Operation
 
@@ -302,7 +308,10 @@ class Flusher(DirectCommits):
             self._callbacks.error(error)
 
     def _retry_later(self, error: Exception) -> None:
-        if not isinstance(error, (StoreUnavailable, StoreTimeout)):
+        if isinstance(error, StoreRefused):
+            if not self._backoff.failures:
+                logger.error("the store refuses all commits; the writes are kept: %s", error)
+        elif not isinstance(error, (StoreUnavailable, StoreTimeout)):
             self.surprises += 1
             logger.error("the store failed unexpectedly; nothing is dropped", exc_info=error)
         elif not self._backoff.failures:

@@ -8,12 +8,16 @@
 | the same, or INVALID_ARGUMENT, when   | CommitTooLarge                                        |
 | the commit is too large               |                                                       |
 | INVALID_ARGUMENT                      | WriteRejected of a commit, else RequestError          |
+| any of those and the next row's, when | StoreRefused                                          |
+| it is about the database or project   |                                                       |
 | FAILED_PRECONDITION, ALREADY_EXISTS,  | of a commit with such a condition PreconditionFailed, |
-| NOT_FOUND                             | DocumentMissing for an Update; else RequestError (a   |
-|                                       | query that needs an index), StoreError                |
+| NOT_FOUND                             | DocumentMissing for an Update; of a read RequestError |
+|                                       | (FAILED_PRECONDITION: it needs an index); else        |
+|                                       | StoreRefused: nothing that was asked can be the cause |
 | DATA_LOSS                             | StoreCorrupt                                          |
-| PERMISSION_DENIED, UNAUTHENTICATED,   | StoreError: repeating does not help, but it is no     |
-| UNIMPLEMENTED, OUT_OF_RANGE           | fault of the operations, so that none is given up     |
+| PERMISSION_DENIED, UNAUTHENTICATED,   | StoreRefused: repeating does not help, but it is no   |
+| UNIMPLEMENTED                         | fault of the operations, so that none is given up     |
+| OUT_OF_RANGE                          | StoreError                                            |
 
 After a commit `maybe_applied` is True where the server may have applied it before it failed.
 """
@@ -31,6 +35,7 @@ from beastmode.errors import (
     RequestError,
     StoreCorrupt,
     StoreError,
+    StoreRefused,
     StoreTimeout,
     StoreUnavailable,
     WriteRejected,
@@ -53,6 +58,18 @@ _TOO_LARGE: Final = re.compile(
     "|exceeds the maximum allowed size",
     re.IGNORECASE,
 )
+# What is wrong with a whole database or project; judged only where no document is named.
+_OF_THE_WHOLE: Final = re.compile(
+    r"\b(database|project)\b.{0,300}\b(does not exist|not found|has been deleted)\b"
+    r"|\bDatastore Mode\b|\bbilling\b",
+    re.IGNORECASE | re.DOTALL,
+)
+# An argument that the server turns down may be quoted in its words: these begin with their own.
+_BADLY_ADDRESSED: Final = re.compile("Missing routing header|API key (not valid|expired)")
+_JUDGED: Final = frozenset({"NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"})
+"""What the server answers where a condition of an operation fails."""
+_REFUSED: Final = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED"})
+_ADVICE: Final = "; check the project, the database's name and that it is in Native mode"
 _HINTS: Final = {
     "PERMISSION_DENIED": "; the credentials need the role roles/datastore.user in this project",
     "UNAUTHENTICATED": "; the credentials were not accepted: gcloud auth application-default login",
@@ -67,6 +84,8 @@ def failure(error: Any, what: str) -> StoreError | RequestError:
     """Return the error of a call that is no commit; `error` is a `grpc.RpcError`."""
     code, details = _of(error)
     text = f"{what}: {details} ({code})"
+    if _is_of_the_whole(code, details):
+        return StoreRefused(text + _ADVICE)
     if code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION"):
         return RequestError(text)
     return _other(code, details, text)
@@ -78,6 +97,8 @@ def commit_failure(error: Any, operations: Sequence[Operation]) -> StoreError:
     text = f"commit: {details} ({code})"
     if code in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT") and _TOO_LARGE.search(details):
         return CommitTooLarge(text)
+    if _is_of_the_whole(code, details):
+        return StoreRefused(text + _ADVICE)
     if code == "INVALID_ARGUMENT":
         return WriteRejected(text)
     if code in _CONDITIONS:
@@ -93,6 +114,13 @@ def _of(error: Any) -> tuple[str, str]:
     return str(error.code().name), str(error.details() or "no details")
 
 
+def _is_of_the_whole(code: str, details: str) -> bool:
+    """Return whether it is the database or the project that is wrong, not what was asked."""
+    if code == "INVALID_ARGUMENT":
+        return bool(_BADLY_ADDRESSED.match(details))
+    return code in _JUDGED and not any(_paths_in(details)) and bool(_OF_THE_WHOLE.search(details))
+
+
 def _other(code: str, details: str, text: str) -> StoreError:
     if code == "DEADLINE_EXCEEDED":
         return StoreTimeout(text)
@@ -100,7 +128,9 @@ def _other(code: str, details: str, text: str) -> StoreError:
         return StoreCorrupt(text)
     if code in _UNAVAILABLE or (code == "RESOURCE_EXHAUSTED" and not _TOO_LARGE.search(details)):
         return StoreUnavailable(text)
-    return StoreError(text + _HINTS.get(code, ""))
+    if code in _REFUSED or code in _JUDGED:
+        return StoreRefused(text + _HINTS.get(code, _ADVICE))
+    return StoreError(text)
 
 
 def _wants_existence(operation: Operation) -> bool:
