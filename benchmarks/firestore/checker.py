@@ -6,7 +6,11 @@ it and with which number. From that, and from the versions, every answer can be 
 * *own write*: an answer is never older than the last write of the document that this process had
   acknowledged before the read began;
 * *monotonic*: no answer is older than one that was complete before the read began, neither by
-  version nor by the number of the same writer.
+  version nor by the number of the same writer; and what was seen to be gone does not come back.
+
+The version of a document that does not exist is the time at which the server looked. It is not
+compared with documents that come later: the emulator takes that time after it has looked, up to
+36 ms were seen, and a document that is written meanwhile has a lower version.
 """
 
 from __future__ import annotations
@@ -40,7 +44,9 @@ class _Known:
     deleted: set[int] = field(default_factory=set)
     """Numbers of own writes that were deletions."""
     version: int = 0
-    """The newest version seen in an answer that was complete."""
+    """The newest version of a document seen in an answer that was complete."""
+    gone: int = 0
+    """The newest version of a document of which a later answer said that it is gone."""
     own_version: int = 0
     """The version of the newest own write whose version was told."""
     own_versioned: int = 0
@@ -55,6 +61,7 @@ class Snapshot:
 
     acknowledged: int
     version: int
+    gone: int
     own_version: int
     own_versioned: int
     seen: Mapping[int, int]
@@ -102,6 +109,7 @@ class Checker:
             return Snapshot(
                 known.acknowledged,
                 known.version,
+                known.gone,
                 known.own_version,
                 known.own_versioned,
                 dict(known.seen),
@@ -115,7 +123,7 @@ class Checker:
         known = self.of(path)
         with known.lock:
             self.reads += 1
-            self._judge_version(path, known, before, version, f"{source}, {data!r:.40}")
+            self._judge_version(path, known, before, data, version, source)
             if data is None:
                 self._judge_missing(path, known, before)
             else:
@@ -135,17 +143,23 @@ class Checker:
             if count < before.seen.get(-1, 0):
                 self._broken("monotonic", path, f"{count} counted after {before.seen[-1]}")
             known.seen[-1] = max(known.seen.get(-1, 0), count)
-            self._judge_version(path, known, before, version, f"{source}, {data!r:.40}")
+            self._judge_version(path, known, before, data, version, source)
 
     def _judge_version(
-        self, path: str, known: _Known, before: Snapshot, version: int | None, what: str
-    ) -> None:
+        self, path: str, known: _Known, before: Snapshot, data: Mapping[str, Any] | None,
+        version: int | None, source: str,
+    ) -> None:  # fmt: skip
         if version is None:
             return
+        what = f"version {version} ({source}, {data!r:.40})"
         if version < before.version:
-            text = f"version {version} ({what}) after {before.version}"
-            self._broken("monotonic", path, text)
-        known.version = max(known.version, version)
+            self._broken("monotonic", path, f"{what} after {before.version}")
+        elif data is not None and version <= before.gone:
+            self._broken("monotonic", path, f"{what} after {before.gone} was gone")
+        if data is None:
+            known.gone = max(known.gone, before.version)
+        else:
+            known.version = max(known.version, version)
 
     def _judge_missing(self, path: str, known: _Known, before: Snapshot) -> None:
         # Only its own writer deletes a document, so its writer can tell which states are allowed.

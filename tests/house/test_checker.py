@@ -69,6 +69,22 @@ def test_versions_go_back(checker: Any) -> None:
     assert rules(checker) == ["monotonic"]
 
 
+def test_what_was_gone_comes_back(checker: Any) -> None:
+    read(checker, {"p": 1, "n": 3}, 8)
+    read(checker, None, 12)
+    read(checker, {"p": 1, "n": 3}, 8)
+    assert rules(checker) == ["monotonic"]
+
+
+def test_a_document_written_during_a_look_that_missed_it(checker: Any) -> None:
+    read(checker, {"p": 1, "n": 3}, 8)
+    read(checker, None, 12)
+    read(checker, {"p": 1, "n": 4}, 11)
+    assert checker.violations == []
+    read(checker, None, 9)
+    assert rules(checker) == ["monotonic"]
+
+
 def test_a_writers_numbers_go_back(checker: Any) -> None:
     read(checker, {"p": 1, "n": 3}, 8)
     read(checker, {"p": 1, "n": 2}, None)

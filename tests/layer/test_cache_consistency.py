@@ -22,6 +22,7 @@ from beastmode.errors import ConfigError, StoreUnavailable
 from beastmode.stores.base import Change, Query, QueryResult
 from beastmode.stores.documents import Document, Merge, Update, freeze
 from scripted import WAIT_S, Hold, ScriptedAsyncStore, ScriptedStore
+from store_support import wait_until
 from support import FakeClock
 
 KEY = "users/1"
@@ -236,13 +237,89 @@ def test_tombstones_have_versions_too(cache: BeastModeCache, store: ScriptedStor
     gone = store.delete(KEY)
     assert not cache.get(KEY).document.exists
     assert cache.set(old) is False
-    cache.apply_change(Change(old))
-    assert cache.lookup(KEY) == gone
     back = store.put(KEY, n=3)
     cache.apply_change(Change(back))
     assert cache.lookup(KEY) == back
     cache.apply_change(Change(gone))
     assert cache.lookup(KEY) == back
+
+
+# A tombstone's version is the time of a look, and a server may stamp it after it has looked: then
+# a document that was written meanwhile has a lower version.
+
+
+def late_look(store: ScriptedStore) -> Document:
+    """Return a tombstone that says it was read after the next write of the store."""
+    return Document(KEY, None, store.version + 2)
+
+
+def test_a_change_below_a_tombstone_is_loaded(cache: BeastModeCache, store: ScriptedStore) -> None:
+    cache.set(late_look(store))
+    new = store.put(KEY, n=2)
+    cache.apply_change(Change(new))
+    assert cache.lookup(KEY) is None
+    assert cache.get(KEY).document == new
+
+
+def test_an_inferred_deletion_is_loaded(cache: BeastModeCache, store: ScriptedStore) -> None:
+    gone = late_look(store)
+    new = store.put(KEY, n=2)
+    cache.get(KEY)
+    cache.apply_change(Change(gone, inferred=True))
+    assert cache.lookup(KEY) is None
+    assert cache.get(KEY).document == new
+
+
+def test_an_inferred_deletion_during_a_write_is_loaded(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    gone = late_look(store)
+    cache.write_started(KEY)
+    new = store.put(KEY, n=2)
+    cache.apply_change(Change(gone, inferred=True))
+    cache.write_finished(KEY, new)
+    assert cache.lookup(KEY) is None
+    assert cache.get(KEY).document == new
+
+
+def test_a_load_below_an_overdue_tombstone_counts(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock
+) -> None:
+    cache.set(late_look(store))
+    new = store.put(KEY, n=2)
+    clock.advance(1000)
+    assert cache.get(KEY) == Answer(new, "store")
+    cache.get(KEY)
+    assert cache.get(KEY) == Answer(new, "hit")
+
+
+def test_a_document_seen_elsewhere_ends_a_tombstone_above_it(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    cache.set(late_look(store))
+    cache.observe([store.put(KEY, n=2)])
+    assert cache.lookup(KEY) is None
+
+
+@pytest.mark.parametrize("missing_first", [False, True])
+def test_who_joins_a_load_late_begins_again_where_the_order_is_unclear(
+    cache: BeastModeCache, store: ScriptedStore, missing_first: bool
+) -> None:
+    gone = late_look(store)
+    new = store.put(KEY, n=2)
+    first, second = (gone, new) if missing_first else (new, gone)
+    overtaken = Loading(cache, store)
+    cache.invalidate(KEY)
+    successor = Loading(cache, store)
+    assert overtaken.end(first) == first
+    late = threading.Thread(target=lambda: answers.append(cache.get(KEY)), daemon=True)
+    answers: list[Answer] = []
+    late.start()
+    wait_until(lambda: cache.get_stats().coalesced == 1)
+    assert successor.end(second) == second, "it began before anybody had seen anything"
+    late.join(WAIT_S)
+    assert answers == [Answer(new, "store")], "loaded anew"
+    assert store.gets.count(KEY) == 3
 
 
 # -- changes -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,22 @@ def test_a_result_does_not_bring_back_what_was_overtaken(
     reader.join(WAIT_S)
     assert cache.lookup("users/0") is None
     assert cache.get_stats().queries.discarded == 1
+
+
+def test_a_result_that_was_stamped_after_a_change_that_it_lacks_is_not_kept(
+    cache: BeastModeCache, store: ScriptedStore, lease: Lease
+) -> None:
+    hold = store.hold("users")
+    reader = threading.Thread(target=lambda: cache.query(ALL))
+    reader.start()
+    hold.wait_entered()
+    cache.apply_change(Change(store.put("users/0", age=31)))
+    hold.release(lambda result: replace(result, version=store.version + 1))
+    reader.join(WAIT_S)
+    assert cache.get_stats().queries.discarded == 1
+    documents, source = cache.query(ALL)
+    assert source == "store"
+    assert store.documents["users/0"] in documents
 
 
 def test_documents_with_pending_writes_and_newer_ones_are_left_alone(

@@ -35,9 +35,12 @@ class Log:
 
     def __init__(self) -> None:
         self.said: list[Any] = []
+        self.inferred: list[str] = []
 
     def on_change(self, change: Change) -> None:
         document = change.document
+        if change.inferred:
+            self.inferred.append(change.path)
         self.said.append((document.path, document.version if document.exists else None))
 
     def on_current(self, target: Target) -> None:
@@ -160,6 +163,7 @@ def test_a_document_that_is_missing_is_told_as_a_tombstone(stream: Stream) -> No
     stream.table.deleted("u/a", 4, [one])
     stream.change(CURRENT, one, version=5)
     assert stream.log.take() == [("u/a", None), ("current", "u/a")]
+    assert stream.log.inferred == []
     stream.put("u/a", 6, one)
     assert stream.log.take() == [("u/a", 6)]
 
@@ -168,6 +172,7 @@ def test_a_document_of_which_nothing_is_said_does_not_exist(stream: Stream) -> N
     one, two = stream.follow(A, B)
     stream.change(CURRENT, one, version=5)
     assert stream.log.take() == [("u/a", None), ("current", "u/a")]
+    assert stream.log.inferred == ["u/a"]
     # Without a version there is no tombstone, but a doubt.
     stream.change(CURRENT, two)
     assert stream.log.take() == [("current", "u/b"), ("unknown", "u/b")]

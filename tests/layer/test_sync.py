@@ -67,6 +67,13 @@ def test_an_older_change_does_not_replace_a_newer_one_that_waits() -> None:
     assert queue.take(0.0) == (one, newer)
 
 
+def test_what_is_told_replaces_a_deletion_that_was_only_inferred() -> None:
+    queue, one = CallbackQueue(0.1), subscription()
+    queue.offer(one, Change(Document("u/a", None, 2), inferred=True), 0.0)
+    queue.offer(one, change("u/a", 1), 0.0)
+    assert queue.take(0.0) == (one, change("u/a", 1))
+
+
 def test_the_highest_priority_is_told_first() -> None:
     queue = CallbackQueue(0.1)
     low, high = subscription(0), subscription(5)

@@ -100,7 +100,7 @@ class Flight(Generic[Loaded]):
             self.known = known
 
     def newest(self, loaded: Loaded) -> Loaded:
-        """Return what it may bring: `loaded`, or what is known to be newer.
+        """Return what it may bring: `loaded`, or what is known and newer.
 
         Stores may answer in another order than they were asked. What is known and newer was read
         later than `loaded`, so everything that may be done with that may be done with this.

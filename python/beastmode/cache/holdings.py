@@ -303,11 +303,14 @@ class Holdings:
             return False
         return entry.document.version > version or not (entry.flags or entry.lease is None)
 
-    def outdate(self, path: str, version: int) -> None:
-        """Drop a path's entries that are older than `version`, which somebody has seen."""
+    def outdate(self, document: Document) -> None:
+        """Drop a path's entries that may be older than `document`, which somebody has seen."""
+        path, version = document.path, document.version
         for key in self.keys_of(path):
             entry = self.engine.peek(key)
-            if entry is not None and entry.document.version < version:
+            if entry is not None and (
+                entry.document.version < version or is_unclear(entry.document, document)
+            ):
                 self.engine.pop(key, None)
 
     def drop(self, path: str) -> int:
@@ -341,6 +344,17 @@ class Holdings:
         for entry in self.engine.values():
             if entry.document.data is not None:
                 entry.fresh_until = min(entry.fresh_until, entry.loaded_at + entry.policy.ttl)
+
+
+def is_unclear(one: Document, other: Document) -> bool:
+    """Return whether it is unclear which of two states of a document is the later one.
+
+    A tombstone that was read has the time of the look as its version, and some servers stamp it
+    after they have looked: a document with a lower version may have been written meanwhile.
+    """
+    return (one.data is None) is not (other.data is None) and (
+        (one.version > other.version) is (one.data is None)
+    )
 
 
 def is_under(path: str, prefix: str) -> bool:

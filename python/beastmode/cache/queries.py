@@ -101,11 +101,13 @@ class _Covered:
 class QueryFlight(Flight[QueryResult]):
     """One query that is being asked of the store; `path` is its collection."""
 
-    __slots__ = ("covered", "epoch")
+    __slots__ = ("covered", "epoch", "overtaken")
 
     covered: _Covered | None
     """Who covered the collection as it began, and (next) the epoch of that."""
     epoch: int
+    overtaken: bool
+    """Something in its collection was heard of while it was in the air."""
 
 
 class _Result(NamedTuple):
@@ -188,6 +190,7 @@ class QueryShelf:
             self._flights[key] = flight
         covered = flight.covered = self._covered.get(query.collection)
         flight.epoch = 0 if covered is None else covered.epoch
+        flight.overtaken = False
         self.loads += 1
         return _Begun(flight=flight, led=True)
 
@@ -240,6 +243,9 @@ class QueryShelf:
             self._covered.get(flight.path) is not covered
             or covered.epoch != epoch
             or result.version < covered.floor
+            # Some servers stamp what they answer after they have looked: it may lack a change
+            # with a lower version than its own.
+            or flight.overtaken
         ):
             self.discarded += 1
             return
@@ -368,9 +374,9 @@ class QueryShelf:
             covered.epoch += 1
 
     def _kill(self, collection: str) -> None:
-        """Let nobody join the flights of a collection any more."""
+        """Let nobody join the flights of a collection any more, nor keep what they bring."""
         for key in [key for key, one in self._flights.items() if one.path == collection]:
-            del self._flights[key]
+            self._flights.pop(key).overtaken = True
 
     def close(self) -> None:
         """Hold nothing and wake every waiter; the gate is closed already."""

@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from beastcore import Cache
 from beastmode.cache.gate import Gate
-from beastmode.cache.holdings import PROVISIONAL, UNKNOWN, Entry, Holdings, is_under
+from beastmode.cache.holdings import PROVISIONAL, UNKNOWN, Entry, Holdings, is_unclear, is_under
 from beastmode.cache.lease import Lease, ReloadLimit
 from beastmode.cache.queries import QueryShelf
 from beastmode.cache.report import CacheReport
@@ -335,8 +335,13 @@ class CacheState:
         entry = self.engine.peek(key)
         return entry is not None and entry.document is guess.base
 
-    def apply_change(self, path: str, document: Document, now: float) -> None:
-        """Take notice of a change: replace an older entry, never install a new key."""
+    def apply_change(
+        self, path: str, document: Document, now: float, *, inferred: bool = False
+    ) -> None:
+        """Take notice of a change: replace an older entry, never install a new key.
+
+        Where it is unclear which of both is the later one the entry is dropped, to be loaded.
+        """
         version = document.version
         with self.gate:
             self.table.kill_path(path)
@@ -344,12 +349,19 @@ class CacheState:
             pending = self.pending.get(path)
             if pending is not None:
                 pending.newest = max(pending.newest, version)
+                if inferred:
+                    return  # it only says that own writes alone do not tell what there is
                 if pending.foreign is None or pending.foreign.version < version:
                     pending.foreign = document
                 return
             for key in self.held.keys_of(path):
                 entry = self.engine.peek(key)
-                if entry is None or entry.document.version > version:
+                if entry is None:
+                    continue
+                if is_unclear(entry.document, document) and (inferred or document.data is not None):
+                    self.engine.pop(key, None)
+                    continue
+                if entry.document.version > version:
                     continue
                 if entry.document.version == version:
                     if entry.flags & (PROVISIONAL | UNKNOWN):

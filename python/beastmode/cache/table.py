@@ -14,7 +14,7 @@ from typing import Final
 
 from beastmode.cache.flights import AbandonedError, Flight, is_loading
 from beastmode.cache.gate import Gate
-from beastmode.cache.holdings import DOUBTED, Entry, Holdings, is_under
+from beastmode.cache.holdings import DOUBTED, Entry, Holdings, is_unclear, is_under
 from beastmode.cache.lease import ReloadLimit
 from beastmode.cache.report import Answer
 from beastmode.cache.rules import Key, Policy
@@ -27,13 +27,19 @@ MAX_REFRESHES: Final = 256
 """Most background refreshes in the air at a time; further ones wait for the next read."""
 
 
-DocumentFlight = Flight[Document]
+class DocumentFlight(Flight[Document]):
+    """One load of a document."""
+
+    __slots__ = ("unclear",)
+
+    unclear: bool
+    """(Set as it lands) It brought what may be older or newer than what others have seen."""
 
 
 class Read:
     """One key that a reader asks for, on its way to an answer."""
 
-    __slots__ = ("abandoned", "answer", "flight", "key", "led", "path", "policy")
+    __slots__ = ("abandoned", "answer", "flight", "key", "late", "led", "path", "policy")
 
     def __init__(self, key: Key, path: str, policy: Policy) -> None:
         self.key = key
@@ -42,6 +48,8 @@ class Read:
         self.answer: Answer | None = None
         self.flight: DocumentFlight | None = None
         self.led = False
+        self.late = False
+        """It joined a flight after others had seen something of the document."""
         self.abandoned = 0
 
 
@@ -140,6 +148,7 @@ class FlightTable:
                     led.append(flight)
                 else:
                     self.coalesced += 1
+                read.late = flight.known is not None
                 read.flight = flight
         self._abandon_dead(dead)
         return led, refresh
@@ -152,11 +161,13 @@ class FlightTable:
         Raises `outcome` if it is an error for which there is nothing to serve: an unreachable or
         late store is answered from an entry that is at most `max_stale` seconds overdue.
         """
-        if isinstance(outcome, Document):
-            read.answer = Answer(outcome, "store")
-            return True
         flight = read.flight
         may_retry = not read.led and time.monotonic() < limit
+        if isinstance(outcome, Document):
+            if read.late and flight is not None and flight.unclear and may_retry:
+                return False
+            read.answer = Answer(outcome, "store")
+            return True
         if isinstance(outcome, AbandonedError):
             self._gate.check()
             # Twice at most, so that a loader that always cancels itself does not go on for ever.
@@ -188,10 +199,19 @@ class FlightTable:
                 return
             flight.settled = True
             self._forget(flight)
-            document = flight.newest(document)
+            known = flight.known
+            flight.unclear = known is not None and is_unclear(known, document)
+            if flight.unclear:
+                flight.live = False
+            else:
+                document = flight.newest(document)
             newer = self._held.newer(flight.key, document.version)
-            if newer is not None:
+            if newer is not None and not (flight.live and is_unclear(newer, document)):
                 document = newer
+                self.discarded += 1
+            elif newer is not None:
+                # A tombstone, but the look at the document began later: load it once more.
+                self._held.outdate(document)
                 self.discarded += 1
             else:
                 self._seen(document)
@@ -206,7 +226,7 @@ class FlightTable:
                     self.discarded += flight.policy.cacheable
                     # A lease may make what is held fresh again, and that is older; so may be
                     # what the flight brings that was begun when this one was overtaken.
-                    self._held.outdate(flight.path, document.version)
+                    self._held.outdate(document)
                     successor = self._flights.get(flight.key)
                     if successor is not None:
                         successor.learn(document)
@@ -218,7 +238,7 @@ class FlightTable:
         O(1), O(flights) where kept per user. The caller holds the lock.
         """
         path = document.path
-        self._held.outdate(path, document.version)
+        self._held.outdate(document)
         if self._held.shares_keys:
             if (flight := self._flights.get(path)) is not None:
                 flight.learn(document)
@@ -304,7 +324,7 @@ class FlightTable:
         *,
         background: bool = False,
     ) -> DocumentFlight:
-        flight: DocumentFlight = Flight(
+        flight = DocumentFlight(
             read.key,
             read.path,
             read.policy,

@@ -249,7 +249,9 @@ class Upkeep:
         A document that nobody holds is not installed. While a write of it is pending the newest
         change is kept and compared when the write finishes.
         """
-        self._state.apply_change(change.path, change.document, self._timer())
+        self._state.apply_change(
+            change.path, change.document, self._timer(), inferred=change.inferred
+        )
 
     def _resolve(self, path: str, user: str | None) -> tuple[Key, str, Policy]:
         key, policy = self._book.resolve(path, user)

@@ -128,6 +128,9 @@ class Change:
     """One document changed: `document` is its new state, a tombstone when it was deleted."""
 
     document: Document
+    inferred: bool = False
+    """Nobody told of the deletion: the document was not among those that there are. The
+    tombstone's version is then the time of that look, which a write may have crossed."""
 
     @property
     def path(self) -> str:

@@ -117,7 +117,8 @@ class CallbackQueue:
         key = (one, change.path)
         if key in self._waiting:
             # Targets that overlap may tell a change twice, in another order.
-            if self._waiting[key].document.version <= change.document.version:
+            waiting = self._waiting[key]
+            if waiting.inferred or waiting.document.version <= change.document.version:
                 self._waiting[key] = change
             one.merged += 1
             return True

@@ -439,7 +439,7 @@ class TargetTable:
             for path in unseen:
                 if target.document is not None:
                     one.note(path, None)
-                self._listener.on_change(Change(Document(path, None, version)))
+                self._listener.on_change(Change(Document(path, None, version), inferred=True))
             unseen = []
         one.current_seq = self._seq
         if not one.current:
