@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from beastmode.stores.base import (
     Change,
@@ -34,6 +35,11 @@ class FaultyStore:
         self.commits: list[list[Operation]] = []
         self.down: Exception | None = None
         self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("commit_limits", "commit_size"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
 
     def _ask(self) -> None:
         self.asked += 1

@@ -162,6 +162,42 @@ def test_plain_operations_have_none(store: CountingStore, journal: Journal) -> N
     assert [len(commit) for commit in store.commits] == [3]
 
 
+def test_on_a_server_every_commit_has_one_unless_told_otherwise(
+    store: CountingStore, journal: Journal
+) -> None:
+    def sizes(**kwargs: Any) -> list[int]:
+        store.commits.clear()
+        with batching(store, journal, **kwargs) as batcher:
+            batcher.write(sets(3), until="store")
+            return [len(commit) for commit in store.commits]
+
+    assert sizes(markers="auto") == [3], "the embedded store carries out nothing late"
+    store.commit_limits = Limit()  # type: ignore[attr-defined]
+    assert sizes(markers="auto") == [4]
+    assert sizes(markers="transforms") == [3]
+
+
+def test_a_plain_commit_that_was_held_up_does_not_undo_newer_writes(
+    store: CountingStore, journal: Journal
+) -> None:
+    store.commit_limits = Limit()  # type: ignore[attr-defined]
+    lost: list[Sequence[Operation]] = []
+
+    def lose_twice(operations: Sequence[Operation]) -> None:
+        if len(lost) < 2:
+            lost.append(operations)
+            store.lose(operations)
+
+    store.before = lose_twice
+    with batching(store, journal, markers="auto", marker_grace_s=LONG) as batcher:
+        batcher.write([Set("k/1", {"n": 1}), Set("k/2", {"n": 1})])
+        batcher.flush(deadline_in(20))
+        batcher.write([Set("k/1", {"n": 2})], until="store", deadline=deadline_in(20))
+        store.before = None
+        assert "applied" not in store.deliver()
+        assert [store.get(f"k/{n}").data for n in (1, 2)] == [{"n": 2}, {"n": 1}]
+
+
 @pytest.mark.parametrize("error", [StoreTimeout("late"), StoreUnavailable("cut")])
 @pytest.mark.parametrize("with_journal", [True, False])
 def test_applied_but_unanswered_is_not_applied_again(

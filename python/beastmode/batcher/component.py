@@ -17,6 +17,7 @@ from beastmode.batcher.entries import WriteCall
 from beastmode.batcher.flusher import Flusher
 from beastmode.batcher.intake import Intake, Until, prepare
 from beastmode.batcher.life import BatcherLife, check_age
+from beastmode.batcher.markers import MarkerMode, marker_rule
 from beastmode.batcher.outside import Callbacks, WriteJournal
 from beastmode.batcher.pending import PendingWrites
 from beastmode.batcher.report import BatcherReport
@@ -32,7 +33,6 @@ from beastmode.stores.documents import (
     Document,
     Operation,
     check_collection,
-    has_transforms,
 )
 from beastmode.stores.operation_codec import EncodedOperation
 
@@ -41,7 +41,6 @@ __all__ = ["BeastModeBatcher", "WriteMode"]
 logger = logging.getLogger(__name__)
 
 WriteMode = Literal["write-behind", "write-through"]
-MarkerMode = Literal["transforms", "always"]
 WhenFull = Literal["wait", "raise"]
 
 _FLUSH_S: Final = 30.0
@@ -80,7 +79,10 @@ class BeastModeBatcher(BatcherLife):
     Operations with transforms are applied once, whatever happens between: their commits carry a
     marker document in the collection `_bm` (see `beastmode.batcher.markers`), deleted afterwards,
     or after `marker_grace_s` seconds where an attempt had no answer. `markers="always"` gives one
-    to every buffered commit: then no repetition ever overwrites what others wrote meanwhile.
+    to every buffered commit: then none is carried out after newer ones because the network held it
+    up, and no repetition overwrites what others wrote meanwhile. "auto" is "always" for a store
+    that has `commit_limits` (a server, as Firestore: a commit can outlive its deadline there), and
+    "transforms" for any other. It costs one more write and later one deletion for each commit.
 
     `overlay` applies a committed operation for `read_grace_s` seconds more to documents that are
     older than its commit, for readers who asked the store just before it. `timer` (seconds) tells
@@ -110,7 +112,7 @@ class BeastModeBatcher(BatcherLife):
         on_error: Callable[[BaseException], object] | None = None,
         check_store: Callable[[], object] | None = None,
         commit_deadline_s: float = 5.0,
-        markers: MarkerMode = "transforms",
+        markers: MarkerMode = "auto",
         marker_grace_s: float = 600.0,
         when_full: WhenFull = "wait",
         read_grace_s: float = 5.0,
@@ -126,7 +128,7 @@ class BeastModeBatcher(BatcherLife):
             raise ConfigError(f"mode must be 'write-behind' or 'write-through', got {mode!r}")
         check_seconds("commit_deadline_s", commit_deadline_s)
         if markers not in get_args(MarkerMode):
-            raise ConfigError(f"markers must be 'transforms' or 'always', got {markers!r}")
+            raise ConfigError(f"markers must be 'auto', 'transforms' or 'always', got {markers!r}")
         check_age("marker_grace_s", marker_grace_s)
         if when_full not in get_args(WhenFull):
             raise ConfigError(f"when_full must be 'wait' or 'raise', got {when_full!r}")
@@ -161,7 +163,7 @@ class BeastModeBatcher(BatcherLife):
             self._changed,
             self._callbacks,
             Backoff(rng=rng),
-            has_transforms if markers == "transforms" else lambda _operation: True,
+            marker_rule(markers, store),
         )
         self._settling = Settling(self._pending, self._flusher, self._changed)
         self._intake = Intake(self._pending, self._flusher, journal, self._callbacks, self._changed)

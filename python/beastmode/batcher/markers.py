@@ -2,8 +2,13 @@
 
 Sending an operation with a transform twice is not the same as sending it once. A batch that holds
 one gets a name, and one more write in the same atomic commit: the document `_bm/<name>`, which
-must not exist before. So the store takes the batch at most once, however often it is sent. A
-marker whose state is "void" was written alone, to make sure that the store never takes it.
+must not exist before. So the store takes the batch at most once, however often it is sent.
+
+Plain operations need one as well where a commit can outlive its deadline: the network may hold an
+attempt up until newer writes of the same documents are in the store, and it would undo them. With
+a marker it is refused: nothing behind a batch is sent before its outcome is settled, and from then
+on its marker is there, put by the batch itself or by us. A marker whose state is "void" was written
+alone, to make sure that the store never takes the batch.
 """
 
 from __future__ import annotations
@@ -12,12 +17,23 @@ import heapq
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Literal
 
 from beastmode.batcher.outside import WriteJournal
-from beastmode.stores.documents import Document, Operation, Precondition, Set
+from beastmode.stores.documents import Document, Operation, Precondition, Set, has_transforms
 
-__all__ = ["MARKERS", "MARKER_BYTES", "MarkerBin", "is_void", "marker_path", "marker_write"]
+__all__ = [
+    "MARKERS",
+    "MARKER_BYTES",
+    "MarkerBin",
+    "MarkerMode",
+    "is_void",
+    "marker_path",
+    "marker_rule",
+    "marker_write",
+]
+
+MarkerMode = Literal["auto", "transforms", "always"]
 
 MARKERS: Final = "_bm"
 """The collection of the markers."""
@@ -27,6 +43,16 @@ MARKER_BYTES: Final = 512
 
 _LINGER_S: Final = 1.0
 _MANY: Final = 100
+
+
+def marker_rule(mode: MarkerMode, store: object) -> Callable[[Operation], bool]:
+    """Return what tells whether a batch with that operation needs a marker.
+
+    A store with `commit_limits` is a server: what it was sent may arrive there at any time.
+    """
+    if mode == "always" or (mode == "auto" and getattr(store, "commit_limits", None) is not None):
+        return lambda _operation: True
+    return has_transforms
 
 
 def marker_path(name: str) -> str:

@@ -160,10 +160,11 @@ class BeastModeConfig:
         None, "path", "Directory in which each process has a journal of its own; not journal_path.",
         optional=True,
     )  # fmt: skip
-    commit_markers: Literal["transforms", "always"] = _setting(
-        "transforms", "choice",
-        "Which buffered commits carry a marker, so that repeating them changes nothing.",
-        choices=("transforms", "always"),
+    commit_markers: Literal["auto", "transforms", "always"] = _setting(
+        "auto", "choice",
+        "Which buffered commits carry a marker, so that none counts twice or after newer ones; "
+        "auto is always for a server (Firestore), else transforms.",
+        choices=("auto", "transforms", "always"),
     )  # fmt: skip
     commit_deadline_s: float = _setting(
         5.0, "seconds",

@@ -3,9 +3,10 @@
 Kills a writing process with SIGKILL again and again; ends with an error at the first write that
 was acknowledged and is not in the store, and at the first transform that was applied twice.
 
---what   plain     without transforms
-         counting  with transforms, lost answers and refused operations (default)
-         faulty    the same over a proxy that cuts and holds up the connection (Firestore)
+--what   plain         without transforms
+         counting      with transforms, lost answers and refused operations (default)
+         faulty        the same over a proxy that cuts and holds up the connection (Firestore)
+         faulty-plain  without transforms over such a proxy (Firestore)
 --store  sqlite (default) or firestore: an emulator that is started here
 --json   the figures as one line of JSON at the end
 """
@@ -27,16 +28,18 @@ from beastmode.testing import fresh_project, start_emulator
 from layer.crash.stores import firestore_name
 from layer.crash.trials import Outcome, run_faulty_trial, run_trial
 
+WHATS = ("plain", "counting", "faulty", "faulty-plain")
+
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Kill a writing process again and again.")
     parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--what", choices=("plain", "counting", "faulty"), default="counting")
+    parser.add_argument("--what", choices=WHATS, default="counting")
     parser.add_argument("--store", choices=("sqlite", "firestore"), default="sqlite")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    if given.what == "faulty":
+    if given.what.startswith("faulty"):
         given.store = "firestore"
     return given
 
@@ -52,10 +55,10 @@ def main() -> None:
 
             def trial(number: int) -> Outcome:
                 project = fresh_project()
-                if given.what == "faulty":
-                    return run_faulty_trial(number, given.seed, host, project)
+                counting = given.what in ("counting", "faulty")
+                if given.what.startswith("faulty"):
+                    return run_faulty_trial(number, given.seed, host, project, counting=counting)
                 name = firestore_name(host, project)
-                counting = given.what == "counting"
                 return run_trial(number, given.seed, counting=counting, store=name)
 
         else:

@@ -4,7 +4,8 @@ usage: child.py STORE JOURNAL RUN SEED KILL_AT NTH WHAT
 
 STORE is a name of `stores.open_store`. WHAT is "plain", or "counting": then some documents are
 counted with transforms, answers of the store get lost, and some operations are refused. "faulty"
-is the same over a network that the parent cuts and holds up: what was sent may arrive late.
+is the same over a network that the parent cuts and holds up: what was sent may arrive late;
+"faulty-plain" has only the network's faults, and no transforms.
 
 Prints "ready" once an earlier run's writes are visible, then "key n" after each acknowledged
 write, unbuffered. It dies by the parent's hand, or by its own at the NTH arrival at the point
@@ -154,7 +155,7 @@ async def write_from_tasks(
 def main() -> None:
     store_name, journal_path, run, seed, point, nth, what = sys.argv[1:]
     death = Death(point, int(nth))
-    counting, faulty = what != "plain", what == "faulty"
+    counting, faulty = what in ("counting", "faulty"), what.startswith("faulty")
     faults = Faults(death, int(seed), lossy=counting)
     store = FaultyStore(open_store(store_name))
     store.before, store.after = faults.before, faults.after

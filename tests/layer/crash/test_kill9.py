@@ -46,6 +46,16 @@ def test_what_a_bad_network_delivers_late_is_not_applied_twice(
     trials.run_faulty_trial(number, SEED, firestore.host, firestore.project)
 
 
+@pytest.mark.parametrize("number", range(max(2, TRIALS // 4)))
+def test_plain_writes_that_a_bad_network_delivers_late_undo_nothing(
+    number: int, firestore: Firestore
+) -> None:
+    outcome = trials.run_faulty_trial(
+        number, SEED, firestore.host, firestore.project, counting=False
+    )
+    assert outcome.kills == 1
+
+
 def test_the_trials_would_see_a_second_application(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same trial with a recovery that forgets which batches were sent must fail."""
     real = Journal.recover_batches

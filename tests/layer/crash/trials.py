@@ -115,13 +115,16 @@ def run_trial(
     return outcome
 
 
-def run_faulty_trial(number: int, seed: int, host: str, project: str) -> Outcome:
+def run_faulty_trial(
+    number: int, seed: int, host: str, project: str, *, counting: bool = True
+) -> Outcome:
     """Cut and hold up the connection to an emulator that stays up, kill the writer, and recover.
 
-    What was held back arrives after the recovery.
+    What was held back arrives after the recovery. Without `counting` all writes are plain: one
+    that arrives late would undo newer ones.
     """
     rng = random.Random(seed * 1_000_003 + number)
-    acknowledged = dict.fromkeys(all_keys(0, counting=True), 0)
+    acknowledged = dict.fromkeys(all_keys(0, counting=counting), 0)
     directory = Path(tempfile.mkdtemp(prefix="beastmode-crash-"))
     direct = firestore_name(host, project)
     try:
@@ -136,12 +139,13 @@ def run_faulty_trial(number: int, seed: int, host: str, project: str) -> Outcome
                         proxy.pass_on()
 
             arguments = [firestore_name(proxy.host, project), directory / "journal", 0]
-            arguments += [rng.randrange(10**6), "-", 0, "faulty"]
+            what = "faulty" if counting else "faulty-plain"
+            arguments += [rng.randrange(10**6), "-", 0, what]
             acknowledged |= _kill("child.py", arguments, rng, "-", hasty=False, disturb=disturb)
-            replayed, confirmed = _recover(directory, direct, counting=True, grace_s=600.0)
+            replayed, confirmed = _recover(directory, direct, counting=counting, grace_s=600.0)
             proxy.pass_on()
             time.sleep(0.2)
-            _check(direct, acknowledged, f"trial {number}, seed {seed}, faulty", markers=True)
+            _check(direct, acknowledged, f"trial {number}, seed {seed}, {what}", markers=True)
     finally:
         shutil.rmtree(directory)
     counted = sum(n for key, n in acknowledged.items() if key.endswith("-count"))
