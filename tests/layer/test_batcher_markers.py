@@ -34,11 +34,11 @@ from beastmode.errors import (
 )
 from beastmode.journal import Journal
 from beastmode.stores.base import Query, deadline_in
-from beastmode.stores.documents import Merge, Operation, Precondition, Set, Update
+from beastmode.stores.documents import Delete, Merge, Operation, Precondition, Set, Update
 from beastmode.stores.guarded import GuardedStore
 from beastmode.stores.metered import MeteredStore
 from beastmode.stores.sqlite import SQLiteStore
-from layer.faulty_store import Failing, FaultyStore
+from layer.faulty_store import Failing, FaultyStore, Gate
 from support import FakeClock
 
 LONG = 3600.0
@@ -524,6 +524,49 @@ def test_markers_are_deleted_while_it_runs_and_after_a_failure(
         batcher.flush()
     assert [type(error) for error in errors] == [StoreUnavailable]
     assert store.markers() == []
+
+
+def test_markers_have_a_turn_while_there_is_always_something_to_flush(
+    store: CountingStore, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beastmode.batcher.markers._LINGER_S", 0.0)
+    with batching(store, journal, max_ops=1) as batcher:
+        gate = Gate()
+        store.before = gate
+        batcher.write(sets(100))
+        assert gate.arrived.wait(10)
+        gate.open.set()
+        batcher.flush()
+        sweeps = [
+            at
+            for at, commit in enumerate(store.commits)
+            if all(isinstance(operation, Delete) for operation in commit)
+        ]
+    assert len(sweeps) >= 3, "of 100 commits in a row"
+    assert max(after - before for before, after in itertools.pairwise([0, *sweeps])) <= 26
+    assert store.markers() == []
+
+
+def test_markers_wait_while_commits_fail(
+    store: CountingStore, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try to delete some would take the time of a try to commit."""
+    monkeypatch.setattr("beastmode.batcher.markers._LINGER_S", 0.0)
+    monkeypatch.setattr("beastmode.batcher.flusher._SWEEP_TURN", 1)
+    tried: list[str] = []
+    with batching(store, journal) as batcher:
+
+        def down(operations: Sequence[Operation]) -> None:
+            tried.append(operations[0].path)
+            if len(tried) == 1:
+                with batcher._changed:
+                    batcher._flusher.markers.add("cd" * 16, None, 0.0)
+            if len(tried) < 7:
+                raise StoreUnavailable("down")
+
+        store.before = down
+        batcher.write([Set("k/1", {})], until="store", deadline=deadline_in(20))
+    assert tried[:7] == ["k/1"] * 7
 
 
 # Limits and settings.

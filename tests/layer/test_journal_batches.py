@@ -51,6 +51,52 @@ def test_a_noted_batch_comes_back_until_it_is_answered(journal: Journal, place: 
     again.close()
 
 
+def test_the_batches_are_counted_without_reading_them(journal: Journal, place: Path) -> None:
+    journal.append(writes(9))
+    statements: list[str] = []
+    journal._database.connection.set_trace_callback(statements.append)
+    batches = journal._database.batches
+    names = [f"{n:032x}" for n in range(9)]
+    for n, name in enumerate(names):
+        journal.note_sent(name, [n + 1])
+        journal.note_sent(name, [n + 1])
+        assert batches.count == n + 1, "the same note again is no other batch"
+    journal.acknowledge(list(range(1, 7)), names[0], 0.0)
+    for name in names[1:6]:
+        journal.release(name, 0.0)
+    journal.sync()
+    assert batches.count == 9, "their markers have still to go"
+    journal.forget([*names[:4], "cd" * 16])
+    journal.forget(names[:4])
+    journal.sync()
+    assert batches.count == 5
+    assert not [text for text in statements if "count(" in text]
+    batches.recount()
+    assert batches.count == 5
+    journal.close()
+    again = Journal(place)
+    assert again._database.batches.count == 5
+    again.close()
+
+
+def test_a_note_that_failed_is_not_counted(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.append(writes(2))
+    batches = journal._database.batches
+
+    def full(*args: object) -> None:
+        raise sqlite3.OperationalError("disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batches, "confirm", full)
+        with pytest.raises(JournalError):
+            journal.note_sent(NAME, [1, 2])
+    assert batches.count == 0
+    batches.recount()
+    assert batches.count == 0
+
+
 def test_a_released_batch_frees_its_operations(journal: Journal) -> None:
     journal.append(writes(2))
     journal.note_sent(NAME, [1, 2])

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _SWEEP: Final = 100  # markers in one commit
 _SWEEP_AGAIN_S: Final = 30.0
+_SWEEP_TURN: Final = 25  # commits after which markers that may go have a turn, whatever waits
 
 
 class Flusher(DirectCommits):
@@ -66,6 +67,7 @@ class Flusher(DirectCommits):
         self.flush_goal = 0
         self.stopping = False
         self.flushes = self.retries = self.surprises = 0
+        self._turns = 0  # since markers were deleted
         self._thread: threading.Thread | None = None
 
     # Called by the batcher, with the lock held.
@@ -142,6 +144,7 @@ class Flusher(DirectCommits):
                 if action is None:
                     self._last_sweep()
                     return
+                self._turns += 1
                 action()
             except Exception as error:  # supervision: whatever it was, nothing accepted is lost
                 logger.exception("the flushing thread failed and goes on")
@@ -182,6 +185,11 @@ class Flusher(DirectCommits):
                 buffered = len(pending.buffer) > 0 or bool(self.work)
                 blocked = self.is_direct_blocked()
                 ready = bool(self.direct) and not blocked
+                # While the store fails, what waits would wait for an attempt of less worth.
+                may_sweep = not self._backoff.failures or not (buffered or ready)
+                sweep_at = self.markers.due_at() if may_sweep else None
+                if self._turns >= _SWEEP_TURN and sweep_at is not None and now >= sweep_at:
+                    return self._sweep
                 if ready and self._flushed_last:  # by turns, so that neither can starve
                     return self.commit_direct
                 if buffered and (blocked or self._is_flush_wanted()):
@@ -192,7 +200,6 @@ class Flusher(DirectCommits):
                     wake_at = _earlier(wake_at, pending.buffer.deadline())
                 if ready:
                     return self.commit_direct
-                sweep_at = self.markers.due_at()
                 if sweep_at is not None and now >= sweep_at:
                     return self._sweep
                 wake_at = _earlier(wake_at, sweep_at)
@@ -344,6 +351,7 @@ class Flusher(DirectCommits):
 
     def _sweep(self) -> None:
         """Delete markers that are not needed any more."""
+        self._turns = 0
         with self._changed:
             names = self.markers.take(self.limits.cap(_SWEEP))
         try:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -41,6 +42,7 @@ MARKERS: Final = "_bm"
 MARKER_BYTES: Final = 512
 """What a marker takes of a commit, generously."""
 
+_Item = tuple[float, int, str, WriteJournal | None]
 _LINGER_S: Final = 1.0
 _MANY: Final = 100
 
@@ -83,37 +85,48 @@ class MarkerBin:
 
     def __init__(self, timer: Callable[[], float]) -> None:
         self._timer = timer
-        self._heap: list[tuple[float, int, str, WriteJournal | None]] = []
+        self._later: list[_Item] = []  # a heap
+        self._due: deque[_Item] = deque()  # in the order of their times
         self._count = 0
-        self.deleted = 0
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._later) + len(self._due)
 
     def add(self, name: str, journal: WriteJournal | None, delay_s: float) -> None:
-        """Have the marker of batch `name`, noted in `journal`, deleted in `delay_s` seconds."""
+        """Have the marker of batch `name`, noted in `journal`, deleted in `delay_s` seconds.
+
+        O(log n).
+        """
         self._count += 1
-        heapq.heappush(self._heap, (self._timer() + delay_s, self._count, name, journal))
+        heapq.heappush(self._later, (self._timer() + delay_s, self._count, name, journal))
 
     def due_at(self) -> float | None:
-        """Return when `take` is worth calling; None when there is nothing."""
-        if not self._heap:
-            return None
-        now = self._timer()
-        if len(self._heap) >= _MANY and sum(item[0] <= now for item in self._heap) >= _MANY:
-            return self._heap[0][0]  # of now: who asks has read the clock before
-        return self._heap[0][0] + _LINGER_S
+        """Return when `take` is worth calling; None when there is nothing.
+
+        Each marker costs O(log n) once, however often it is asked.
+        """
+        self._sort()
+        if len(self._due) >= _MANY:
+            return self._due[0][0]  # of now: who asks has read the clock before
+        if self._due:
+            return self._due[0][0] + _LINGER_S
+        return self._later[0][0] + _LINGER_S if self._later else None
 
     def has_due(self) -> bool:
         """Whether `take` has something to give."""
-        return bool(self._heap) and self._heap[0][0] <= self._timer()
+        self._sort()
+        return bool(self._due)
 
     def take(self, limit: int) -> dict[WriteJournal | None, list[str]]:
         """Take markers whose time has come, at most `limit`, by the journals of their batches."""
-        now = self._timer()
+        self._sort()
         taken: dict[WriteJournal | None, list[str]] = {}
-        while self._heap and self._heap[0][0] <= now and limit:
-            _, _, name, journal = heapq.heappop(self._heap)
+        for _ in range(min(limit, len(self._due))):
+            _, _, name, journal = self._due.popleft()
             taken.setdefault(journal, []).append(name)
-            limit -= 1
         return taken
+
+    def _sort(self) -> None:
+        now = self._timer()
+        while self._later and self._later[0][0] <= now:
+            self._due.append(heapq.heappop(self._later))

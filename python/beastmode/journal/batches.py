@@ -36,15 +36,19 @@ class BatchTable:
         self._run = connection.execute
         self._run_many = connection.executemany
         self._run(f"CREATE TABLE IF NOT EXISTS batches({_SHAPE})")
+        self.count = self.damaged = 0
         self.recount()
 
-    def note_sent(self, batch: str, seqs: Sequence[int]) -> None:
-        """Note that the records `seqs` are about to be sent as `batch`."""
+    def note_sent(self, batch: str, seqs: Sequence[int]) -> int:
+        """Note that the records `seqs` are about to be sent as `batch`; return the rows added."""
         members = json.dumps(_ranges(seqs)).encode()
-        self._run(
-            "INSERT OR REPLACE INTO batches VALUES(?, ?, 0, ?, ?)",
-            (batch, _SENT, members, _checksum(batch.encode(), members)),
-        )
+        row = (_SENT, members, _checksum(batch.encode(), members), batch)
+        again = "UPDATE batches SET state = ?, due = 0, members = ?, checksum = ? WHERE id = ?"
+        if self._run(again, row).rowcount:
+            return 0
+        return self._run(
+            "INSERT INTO batches(state, due, members, checksum, id) VALUES(?, 0, ?, ?, ?)", row
+        ).rowcount
 
     def finish(self, batches: Iterable[tuple[str, float]]) -> None:
         """Note that these need not be sent again; their markers may go from those times on."""
@@ -60,12 +64,18 @@ class BatchTable:
             [(_CONFIRMED, batch, _DONE) for batch in batches],
         )
 
-    def forget(self, batches: Iterable[str]) -> None:
-        """Remove the rows of batches whose markers are gone."""
-        self._run_many("DELETE FROM batches WHERE id = ?", [(batch,) for batch in batches])
+    def forget(self, batches: Iterable[str]) -> int:
+        """Remove the rows of batches whose markers are gone; return how many there were."""
+        return self._run_many(
+            f"DELETE FROM batches WHERE id = ? AND state != {_DAMAGED}",  # noqa: S608
+            [(batch,) for batch in batches],
+        ).rowcount
 
     def recount(self) -> None:
-        """Bring `count` and `damaged` up to date after a transaction."""
+        """Count the rows: O(rows), so only when it is opened and when damage is found.
+
+        In between who ends a transaction adds to `count` what the calls in it returned.
+        """
         total, self.damaged = self._run(
             f"SELECT count(*), count(*) FILTER (WHERE state = {_DAMAGED}) FROM batches"  # noqa: S608
         ).fetchone()

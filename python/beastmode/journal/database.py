@@ -169,28 +169,29 @@ class Database:
                     f"INSERT INTO records(seq, {_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?)",
                     rows,
                 )
-            changes_batches = self._write_batches(notes, settled)
+            more_batches = self._write_batches(notes, settled)
         self._next_seq = number
         self.records += len(rows) - removed - dead
         self.dead += dead - dropped
-        if changes_batches:
-            self.batches.recount()
+        self.batches.count += more_batches
         if dropped:
             logger.warning("%d oldest dead letters of %r were dropped", dropped, str(self._path))
         if not self.records and removed:
             self._shrink()
         return seqs, removed
 
-    def _write_batches(self, notes: Sequence[Note], settled: Settled) -> bool:
+    def _write_batches(self, notes: Sequence[Note], settled: Settled) -> int:
+        """Write it, and return by how many the batches have become more."""
+        more = 0
         for note in notes:
             if note.sent is not None:
-                self.batches.note_sent(*note.sent)
+                more += self.batches.note_sent(*note.sent)
             self.batches.confirm(note.confirmed)
         if settled.finished:
             self.batches.finish(settled.finished)
         if settled.forgotten:
-            self.batches.forget(settled.forgotten)
-        return bool(notes or settled.finished or settled.forgotten)
+            more -= self.batches.forget(settled.forgotten)
+        return more
 
     def _drop_dead_letters(self, keep: int) -> int:
         return self.connection.execute(
