@@ -155,3 +155,33 @@ def test_the_optimizer_follows_and_tells_subscribers(firestore: Firestore) -> No
         assert optimizer.get_stats().sync.documents == 1
     store.close()
     other.close()
+
+
+def test_disabled_beast_mode_listens_to_no_document(firestore: Firestore) -> None:
+    """Straight to the store costs what it costs without us: no reads of listeners beside it."""
+    store = FirestoreStore(firestore.project, emulator_host=firestore.host)
+    with BeastModeOptimizer(store, write_mode="write-through", sync_interval_ms=20) as optimizer:
+
+        def ask(request: Request) -> Any:
+            return optimizer.handle_request_sync(None, request)
+
+        wait_until(lambda: optimizer.active)
+        for number in range(30):
+            ask(Request.set(f"u/{number}", {"n": number}))
+        wait_until(lambda: optimizer.get_stats().sync.current == 30)
+        optimizer.disable_beast_mode()
+        wait_until(lambda: optimizer.get_stats().sync.documents == 0)
+        before = optimizer.get_performance_stats().cost_reduction.detail["listener_units"]
+        for number in range(30, 50):
+            ask(Request.set(f"u/{number}", {"n": 0}))
+            ask(Request.get(f"u/{number}"))
+            ask(Request.commit([Merge(f"u/{number}", {"m": 0}), Set(f"v/{number}", {})]))
+        optimizer.sync.tick()
+        stats = optimizer.get_stats()
+        assert (stats.cache.engine.currsize, stats.sync.documents) == (0, 0)
+        after = optimizer.get_performance_stats().cost_reduction.detail["listener_units"]
+        assert after == before
+        assert optimizer.enable_beast_mode()
+        assert ask(Request.get("u/30")).source == "store"
+        assert ask(Request.get("u/30")).source == "hit"
+    store.close()

@@ -195,7 +195,9 @@ class BeastModeOptimizer:
     def disable_beast_mode(self, deadline: float | None = None) -> None:
         """Send every request straight to the store, after flushing what is buffered.
 
-        Where the flush fails, its error is raised and beast mode stays as it was.
+        Over a store that is followed document by document (Firestore) the cache is emptied and its
+        documents are listened to no more; collections and what subscribers want still are. Where
+        the flush fails, its error is raised and beast mode stays as it was.
         """
         with self._mode:
             self._check_usable()
@@ -209,6 +211,9 @@ class BeastModeOptimizer:
                     self._wanted = was_wanted
                     self._active = was_active and not self._closed
                 raise
+            if not self._parts.sync.follows_everything:
+                # Nobody reads it, each change of it would be billed, and it would be in doubt.
+                self._parts.cache.clear()
 
     async def adisable_beast_mode(self, deadline: float | None = None) -> None:
         """As `disable_beast_mode`, without blocking the event loop."""

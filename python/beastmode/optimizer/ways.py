@@ -151,7 +151,7 @@ class Ways:
             return ("journal" if versions is None else "store"), versions
         operations = tuple(map(detached, request.operations))
         self._settle(operations, deadline)
-        with _Direct(self._parts, operations) as direct:
+        with _Direct(self._parts, operations, keep=active) as direct:
             direct.versions = self._store.commit(operations, deadline=deadline)
         try:
             self._settle(operations, deadline)
@@ -171,15 +171,15 @@ class Ways:
         await self._asettle(operations, deadline)
         # A task of its own: when the caller is cancelled the store may commit all the same, and
         # the cache must then learn of it at the end, not before.
-        task = asyncio.create_task(self._acommit(operations, deadline))
+        task = asyncio.create_task(self._acommit(operations, deadline, active=active))
         self._commits.add(task)
         task.add_done_callback(self._ended)
         return "store", await asyncio.shield(task)
 
     async def _acommit(
-        self, operations: Sequence[Operation], deadline: float | None
+        self, operations: Sequence[Operation], deadline: float | None, *, active: bool
     ) -> list[int] | None:
-        with _Direct(self._parts, operations) as direct:
+        with _Direct(self._parts, operations, keep=active) as direct:
             direct.versions = await self._async_store.commit(operations, deadline=deadline)
         try:
             await self._asettle(operations, deadline)
@@ -265,11 +265,16 @@ def _warn_of_replay(error: BeastError) -> None:
 
 
 class _Direct:
-    """A commit that goes past the batcher: the cache learns of it as of any other write."""
+    """A commit that goes past the batcher: the cache learns of it as of any other write.
 
-    def __init__(self, parts: Parts, operations: Sequence[Operation]) -> None:
+    Without `keep` nothing is held of what was written: nobody would read it, and a listener would
+    be sent it.
+    """
+
+    def __init__(self, parts: Parts, operations: Sequence[Operation], *, keep: bool) -> None:
         self._parts = parts
         self._operations = operations
+        self._keep = keep
         self.versions: list[int] | None = None
 
     def __enter__(self) -> Self:
@@ -283,7 +288,7 @@ class _Direct:
         for number, operation in enumerate(self._operations):
             version = None if self.versions is None else self.versions[number]
             document = None
-            alone = last[operation.path] == number
+            alone = self._keep and last[operation.path] == number
             if version is not None and alone:
                 document = committed_document(operation, version)
             try:
