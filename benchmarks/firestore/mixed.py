@@ -3,8 +3,9 @@
 usage: python -m benchmarks.firestore.mixed '{"store": ..., "me": 0, ...}'
 
 The keys are of three kinds: `shared` ones, which every process writes; `own0`, `own1`, ... which
-one process writes and deletes and all read; and `counters`, which everybody counts up. The last
-line it prints is a JSON object with what was done, acknowledged and found.
+one process writes and deletes and all read; and `counters`, which everybody counts up, and which
+are also asked for by a query of their collection, which is listened to. The last line that it
+prints is a JSON object with what was done, acknowledged and found.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from beastmode import BeastModeOptimizer, Delete, Increment, Merge, Request, Set
+from beastmode import BeastModeOptimizer, Delete, Document, Increment, Merge, Query, Request, Set
 from benchmarks.firestore.checker import Checker
 from benchmarks.firestore.stores import open_store
 
 THREADS = TASKS = 2
 SHARED, OWN, COUNTERS = 300, 150, 30
+COUNTED = Request.query(Query("counters"))
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,18 @@ class Player:
         version = None if source == "buffer" else document.version
         end(path, before, document.data, version, source)
 
+    def look(self) -> dict[str, Any]:
+        """Return what is known of the counters, before they are asked for by a query."""
+        paths = (f"counters/k{number}" for number in range(COUNTERS))
+        return {path: self.checker.begin(path) for path in paths}
+
+    def judge_query(self, before: dict[str, Any], answer: Any) -> None:
+        found = {document.path: document for document in answer.documents}
+        for path, snapshot in before.items():
+            # Of what is not found nothing is known but that there is nothing to count yet.
+            self.judge(path, snapshot, found.get(path) or Document(path, None, 0), "buffer")
+        self.done[f"query {answer.source}"] += 1
+
 
 def play(optimizer: BeastModeOptimizer, player: Player) -> None:
     """Do one thread's operations."""
@@ -112,6 +126,10 @@ def play(optimizer: BeastModeOptimizer, player: Player) -> None:
             player.done["get_many"] += 1
         elif draw < 0.0805:
             _disturb(optimizer, player)
+        elif draw < 0.0825:
+            looked = player.look()
+            answer = optimizer.handle_request_sync("u", COUNTED, deadline=_deadline())
+            player.judge_query(looked, answer)
         else:
             path = player.pick()
             snapshot = checker.begin(path)
@@ -141,6 +159,10 @@ async def aplay(optimizer: BeastModeOptimizer, player: Player) -> None:
             finally:
                 lock.release()
             player.done["writes"] += 1
+        elif draw < 0.062:
+            looked = player.look()
+            answer = await optimizer.handle_request("u", COUNTED, deadline=_deadline())
+            player.judge_query(looked, answer)
         else:
             path = player.pick()
             snapshot = checker.begin(path)
@@ -181,6 +203,7 @@ def main() -> None:
         optimizer = BeastModeOptimizer(
             store, async_store=async_store, journal_path=plan.journal, cache_max_entries=400,
             cache_ttl_s=3.0, negative_ttl_s=3.0, batch_max_delay_ms=50, batch_max_ops=100,
+            listen_collections=["counters"],
         )  # fmt: skip
         with optimizer:
 
