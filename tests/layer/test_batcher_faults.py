@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,9 @@ import pytest
 
 from beastmode.batcher import BeastModeBatcher
 from beastmode.batcher.committing import Backoff, commit_in_order
+from beastmode.batcher.failures import Failures
 from beastmode.errors import (
+    BreakerOpen,
     DocumentMissing,
     JournalFull,
     RequestError,
@@ -30,6 +34,7 @@ from beastmode.stores.documents import Delete, Merge, Operation, Set, Update
 from beastmode.stores.firestore.errors import commit_failure
 from beastmode.stores.sqlite import SQLiteStore
 from layer.faulty_store import Failing, FaultyStore, Gate
+from support import FakeClock
 
 LONG = 3600.0
 
@@ -243,6 +248,106 @@ def test_a_dead_flushing_thread_is_replaced(
     assert store.get("k/1").data == {"n": 1, "m": 2}
 
 
+# Failures that last.
+
+
+class Most(random.Random):
+    """Draws the longest pause each time."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+@pytest.mark.parametrize("error", [StoreRefused("no permission"), RuntimeError("a bug")])
+def test_pauses_after_an_error_that_lasts_grow_and_it_is_logged_once(
+    store: FaultyStore, journal: Journal, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    failed = threading.Semaphore(0)
+
+    def refuse(operations: Sequence[Operation]) -> None:
+        failed.release()
+        raise error
+
+    store.before = refuse
+    with batching(store, journal, timer=clock, rng=Most(), max_ops=1) as batcher:
+        batcher.write([Set("k/1", {})])
+        pauses = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0)
+        for count, pause in enumerate(pauses, 1):
+            assert failed.acquire(timeout=10)
+            settle(batcher, count)
+            clock.now += pause * 0.99
+            wake(batcher)
+            assert not failed.acquire(timeout=0.02), "too early"
+            clock.now += pause * 0.02
+            wake(batcher)
+        assert failed.acquire(timeout=10)
+        settle(batcher, 13)
+        report = batcher.get_stats()
+        assert (report.retries, report.failures_in_row) == (13, 13)
+        told = [record for record in caplog.records if record.name.startswith("beastmode.batcher")]
+        assert [record.levelname for record in told] == ["ERROR"], "once, not at each attempt"
+        with pytest.raises(StoreTimeout):
+            batcher.flush(deadline_in(0.1))
+        assert failed.acquire(timeout=10), "who flushes may have put it right"
+        store.before = None
+        batcher.flush()
+        assert batcher.get_stats().failures_in_row == 0
+    assert store.get("k/1").exists
+
+
+def settle(batcher: BeastModeBatcher, failures: int) -> None:
+    """Wait until the flushing thread has counted so many failures and pauses."""
+    end = deadline_in(10)
+    while batcher.get_stats().failures_in_row < failures:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def wake(batcher: BeastModeBatcher) -> None:
+    with batcher._changed:
+        batcher._changed.notify_all()
+
+
+def test_failures_are_logged_when_they_change(caplog: pytest.LogCaptureFixture) -> None:
+    failures = Failures(Backoff())
+    caplog.set_level(logging.INFO)
+    errors: list[Exception] = [
+        StoreUnavailable("port 4711"),
+        StoreTimeout("late"),
+        StoreRefused("denied after 12 ms"),
+        StoreRefused("denied after 15 ms"),
+        RuntimeError("a bug"),
+        RuntimeError("a bug"),
+        RuntimeError("another"),
+        BreakerOpen("not asked"),
+        StoreUnavailable("port 4712"),
+    ]
+    told = []
+    for error in errors:
+        caplog.clear()
+        failures.failed(error)
+        told.append([record.levelname for record in caplog.records])
+    assert told == [["WARNING"], [], ["ERROR"], [], ["ERROR"], [], ["ERROR"], ["WARNING"], []]
+    assert failures.in_a_row == 9
+    failures.succeeded()
+    assert "again after 9 failures" in caplog.text
+    caplog.clear()
+    failures.failed(StoreUnavailable("anew"))
+    assert len(caplog.records) == 1
+
+
+def test_only_what_lasts_is_paused_for_long() -> None:
+    def pause(error: Exception) -> float:
+        failures = Failures(Backoff(rng=Most()))
+        return [failures.failed(error) for _ in range(20)][-1]
+
+    assert pause(StoreUnavailable("down")) == 1.0
+    assert pause(JournalFull("a disk may have room again at any moment")) == 1.0
+    assert pause(StoreRefused("no")) == pause(TypeError("a bug")) == 30.0
+    assert pause(BreakerOpen("not asked", 0.7)) == 0.7
+
+
 # Operations that the store refuses.
 
 
@@ -447,12 +552,6 @@ def test_backoff_is_full_jitter_with_a_cap() -> None:
 def test_pauses_between_attempts_follow_the_injected_clock(
     store: FaultyStore, journal: Journal
 ) -> None:
-    from support import FakeClock
-
-    class Most(random.Random):
-        def uniform(self, a: float, b: float) -> float:
-            return b
-
     clock = FakeClock()
     failed = threading.Semaphore(0)
 

@@ -81,9 +81,10 @@ class Backoff:
         """Failures in a row."""
         return self._failures
 
-    def fail(self) -> float:
-        """Count a failure and return the seconds to wait."""
-        ceiling = min(self._cap_s, self._base_s * 2.0 ** min(self._failures, 32))
+    def fail(self, cap_s: float | None = None) -> float:
+        """Count a failure and return the seconds to wait; `cap_s` replaces the cap this once."""
+        cap_s = self._cap_s if cap_s is None else cap_s
+        ceiling = min(cap_s, self._base_s * 2.0 ** min(self._failures, 32))
         self._failures += 1
         return self._rng.uniform(0.0, ceiling)
 

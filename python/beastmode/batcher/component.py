@@ -14,6 +14,7 @@ from typing import Final, Literal, get_args
 
 from beastmode.batcher.committing import Backoff
 from beastmode.batcher.entries import WriteCall
+from beastmode.batcher.failures import Failures
 from beastmode.batcher.flusher import Flusher
 from beastmode.batcher.intake import Intake, Until, prepare
 from beastmode.batcher.life import BatcherLife, check_age
@@ -60,7 +61,9 @@ class BeastModeBatcher(BatcherLife):
 
     A commit has `commit_deadline_s` seconds to be answered. While the store is unavailable or late,
     commits are repeated for ever, with pauses of up to one second, and one of several operations
-    that was late is halved once it is settled whether it was carried out. No more than
+    that was late is halved once it is settled whether it was carried out. After an error that does
+    not pass by itself, such as a permission that is missing, the pauses grow to 30 seconds; `flush`
+    and `close` try at once. Failures are logged when they are others than before. No more than
     `max_pending_ops` operations or `max_pending_bytes` are held meanwhile, and writers wait for
     room, or with `when_full="raise"` get BufferFullError at once.
     A commit holds no more than the store's `commit_limits` say (see `Limits`); an operation that
@@ -162,7 +165,7 @@ class BeastModeBatcher(BatcherLife):
             self._pending,
             self._changed,
             self._callbacks,
-            Backoff(rng=rng),
+            Failures(Backoff(rng=rng)),
             marker_rule(markers, store),
         )
         self._settling = Settling(self._pending, self._flusher, self._changed)
@@ -331,6 +334,7 @@ class BeastModeBatcher(BatcherLife):
                 markers=flusher.sender.markers,
                 confirmed=flusher.sender.confirmed,
                 retries=flusher.retries,
+                failures_in_row=flusher.failures.in_a_row,
                 failed=flusher.failed,
                 errors=self._callbacks.errors + flusher.surprises,
                 last_error="" if error is None else f"{type(error).__name__}: {error}",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 
 from beastmode.batcher.batches import Limits
-from beastmode.batcher.committing import Backoff, commit_in_order
+from beastmode.batcher.committing import commit_in_order
 from beastmode.batcher.entries import WriteCall, resolve
+from beastmode.batcher.failures import Failures
 from beastmode.batcher.outside import Callbacks, WriteJournal
 from beastmode.batcher.pending import PendingWrites
 from beastmode.batcher.sending import is_doubtful
@@ -20,8 +20,6 @@ from beastmode.stores.base import Store, deadline_in
 from beastmode.stores.documents import Operation
 
 __all__ = ["DirectCommits"]
-
-logger = logging.getLogger(__name__)
 
 
 class DirectCommits:
@@ -37,14 +35,14 @@ class DirectCommits:
         pending: PendingWrites,
         changed: threading.Condition,
         callbacks: Callbacks,
-        backoff: Backoff,
+        failures: Failures,
         commit_deadline_s: float,
     ) -> None:
         self._store = store
         self._pending = pending
         self._changed = changed
         self._callbacks = callbacks
-        self._backoff = backoff
+        self.failures = failures
         self._commit_deadline_s = commit_deadline_s
         self.limits = Limits(store)
         self.journals: tuple[WriteJournal, ...] = () if journal is None else (journal,)
@@ -89,9 +87,7 @@ class DirectCommits:
 
     def succeed(self, operations: int, written: int) -> None:
         """Count a commit, and forget the failures before it."""
-        if self._backoff.failures:
-            logger.info("commits succeed again after %d failures", self._backoff.failures)
-        self._backoff.succeed()
+        self.failures.succeeded()
         self._not_before = 0.0
         self.last_error = None
         self.commits += 1

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Final
 
 from beastmode.batcher.batches import Batch, make_batches
-from beastmode.batcher.committing import Backoff
 from beastmode.batcher.direct import DirectCommits
 from beastmode.batcher.entries import Entry, Part, WriteCall, resolve
+from beastmode.batcher.failures import Failures
 from beastmode.batcher.markers import MarkerBin
 from beastmode.batcher.outside import Callbacks, WriteJournal
 from beastmode.batcher.pending import PendingWrites
@@ -54,11 +54,11 @@ class Flusher(DirectCommits):
         pending: PendingWrites,
         changed: threading.Condition,
         callbacks: Callbacks,
-        backoff: Backoff,
+        failures: Failures,
         needs_marker: Callable[[Operation], bool],
     ) -> None:
         super().__init__(
-            sender.store, journal, pending, changed, callbacks, backoff, sender.deadline_s
+            sender.store, journal, pending, changed, callbacks, failures, sender.deadline_s
         )
         self.sender = sender
         self._needs_marker = needs_marker
@@ -146,8 +146,7 @@ class Flusher(DirectCommits):
                     return
                 self._turns += 1
                 action()
-            except Exception as error:  # supervision: whatever it was, nothing accepted is lost
-                logger.exception("the flushing thread failed and goes on")
+            except Exception as error:  # noqa: BLE001 - supervision: logged by `_fail`, nothing lost
                 self.surprises += 1
                 with self._changed:
                     self._recollect(error)
@@ -186,7 +185,7 @@ class Flusher(DirectCommits):
                 blocked = self.is_direct_blocked()
                 ready = bool(self.direct) and not blocked
                 # While the store fails, what waits would wait for an attempt of less worth.
-                may_sweep = not self._backoff.failures or not (buffered or ready)
+                may_sweep = not self.failures.in_a_row or not (buffered or ready)
                 sweep_at = self.markers.due_at() if may_sweep else None
                 if self._turns >= _SWEEP_TURN and sweep_at is not None and now >= sweep_at:
                     return self._sweep
@@ -315,14 +314,8 @@ class Flusher(DirectCommits):
             self._callbacks.error(error)
 
     def _retry_later(self, error: Exception) -> None:
-        if isinstance(error, StoreRefused):
-            if not self._backoff.failures:
-                logger.error("the store refuses all commits; the writes are kept: %s", error)
-        elif not isinstance(error, (StoreUnavailable, StoreTimeout)):
+        if not isinstance(error, (StoreUnavailable, StoreTimeout, StoreRefused)):
             self.surprises += 1
-            logger.error("the store failed unexpectedly; nothing is dropped", exc_info=error)
-        elif not self._backoff.failures:
-            logger.warning("a commit failed and will be repeated: %s", error)
         asked = not isinstance(error, BreakerOpen)
         with self._changed:
             self._put_back()
@@ -344,10 +337,7 @@ class Flusher(DirectCommits):
 
     def _fail(self, error: Exception) -> None:
         self.last_error = error
-        pause_s = self._backoff.fail()
-        if isinstance(error, BreakerOpen) and error.retry_after_s is not None:
-            pause_s = error.retry_after_s  # before that nothing would be asked
-        self._not_before = self._pending.timer() + pause_s
+        self._not_before = self._pending.timer() + self.failures.failed(error)
 
     def _sweep(self) -> None:
         """Delete markers that are not needed any more."""
@@ -368,7 +358,7 @@ class Flusher(DirectCommits):
 
     def _last_sweep(self) -> None:
         """Delete what may be deleted at the end; the rest is left to the next start."""
-        while self._backoff.failures == 0 and self.markers.has_due():
+        while not self.failures.in_a_row and self.markers.has_due():
             before = len(self.markers)
             self._sweep()
             if len(self.markers) >= before:

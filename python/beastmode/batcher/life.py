@@ -220,6 +220,7 @@ class BatcherLife:
                 return
             self._intake.close()
             self._flusher.request_flush()
+            self._flusher.retry_now()
             if self._started:
                 self._flusher.start()  # again, should it have died
             quiet = self._flusher.is_done(None)

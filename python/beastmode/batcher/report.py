@@ -40,7 +40,10 @@ class BatcherReport:
     confirmed: int
     """Commits without an answer that the store was found to have, by their marker."""
     retries: int
-    """Commits to be repeated, because the store was unavailable or late."""
+    """Commits to be repeated, because the store was unavailable or late, or failed for another
+    reason that is no fault of their operations."""
+    failures_in_row: int
+    """Failures since the last commit that succeeded."""
     failed: int
     """Operations that the store rejected for good, or did not take when it had to be at once."""
     errors: int

@@ -25,12 +25,16 @@ class Settling:
         self._changed = changed
 
     def is_flushed(self, waiter: Waiter) -> bool:
-        """Have `waiter` resolved when all that is accepted is settled; True when it is already."""
+        """Have `waiter` resolved when all that is accepted is settled; True when it is already.
+
+        It is tried at once, even in a pause after a failure.
+        """
         with self._changed:
             goal = self._flusher.request_flush()
             if self._flusher.is_done(goal):
                 return True
             self._flusher.idle_waiters.append((goal, waiter))
+            self._flusher.retry_now()
             return False
 
     def owed(self, paths: Iterable[str], waiter: Waiter, check: Callable[[], None]) -> int:
