@@ -76,7 +76,7 @@ class FaultyStore:
 
     def health(self) -> StoreHealth:
         if self.down is not None:
-            return StoreHealth(ok=False, latency_s=0.0, detail=str(self.down))
+            return StoreHealth(ok=False, latency_s=0.0, detail=str(self.down), error=self.down)
         return self.inner.health()
 
     def close(self) -> None:

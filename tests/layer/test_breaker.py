@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from beastmode.breaker import Breaker, RetryBudget, StoreSignal
-from beastmode.errors import BreakerOpen, ConfigError, StoreUnavailable
+from beastmode.errors import BreakerOpen, ConfigError, StoreTimeout, StoreUnavailable
 from support import FakeClock
 
 DOWN = StoreUnavailable("connection refused")
@@ -199,6 +199,67 @@ def test_a_users_call_is_the_probe_only_if_nothing_else_is() -> None:
     assert state(breaker) == "closed"
 
 
+def test_after_a_probe_without_an_answer_a_caller_goes_first() -> None:
+    breaker, clock = make(user_grace_s=1.0)
+    fail(breaker, 5)
+    clock.advance(0.5)
+    probe = breaker.admit_probe()
+    assert probe is not None
+    breaker.failed(probe, StoreTimeout("no answer within 1 s"))
+    clock.advance(1.0)
+    assert breaker.admit_probe() is None
+    assert breaker.next_probe_s() == 1.0
+    call = breaker.admit()
+    assert breaker.admit_probe() is None
+    breaker.succeeded(call)
+    refusal(breaker)  # by turns
+    probe = breaker.admit_probe()
+    assert probe is not None
+    breaker.succeeded(probe)
+    assert state(breaker) == "closed"
+
+
+def test_where_no_caller_comes_the_next_probe_is_made_in_the_background() -> None:
+    breaker, clock = make(user_grace_s=1.0)
+    fail(breaker, 5)
+    for wait_s in (0.5, 2.0, 3.0):
+        assert breaker.next_probe_s() == wait_s
+        clock.advance(wait_s)
+        probe = breaker.admit_probe()
+        assert probe is not None
+        breaker.failed(probe, StoreTimeout("no answer"))
+    clock.advance(0.2)
+    breaker.hurry()  # the store was heard: nobody need be first
+    assert breaker.next_probe_s() == 0.0
+    assert breaker.admit_probe() is not None
+
+
+def test_a_probe_that_could_not_reach_the_store_costs_no_caller() -> None:
+    breaker, clock = make(user_grace_s=1.0)
+    fail(breaker, 5)
+    clock.advance(0.5)
+    probe = breaker.admit_probe()
+    assert probe is not None
+    breaker.failed(probe, DOWN)
+    clock.advance(1.5)
+    refusal(breaker)
+    assert breaker.admit_probe() is not None
+
+
+def test_the_time_that_a_failed_probe_took_is_part_of_the_pause() -> None:
+    breaker, clock = make()
+    fail(breaker, 5)
+    waits = []
+    for seconds in (0.25, 2.0, 2.0, 0.5):
+        clock.advance(breaker.next_probe_s() or 0.0)
+        probe = breaker.admit_probe()
+        assert probe is not None
+        clock.advance(seconds)
+        breaker.failed(probe, DOWN)
+        waits.append(round(breaker.next_probe_s() or 0.0, 6))
+    assert waits == [0.75, 0.1, 0.1, 1.5]
+
+
 def test_calls_that_began_before_say_nothing_afterwards() -> None:
     breaker, clock = make()
     old = [breaker.admit() for _ in range(8)]
@@ -377,7 +438,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.calls: list[tuple[int, int]] = []
         self.epoch = 0
         self.probe: int | None = None
-        self.opened_at = self.probe_began = 0.0
+        self.opened_at = self.waits_since = self.probe_began = 0.0
 
     @rule(seconds=st.sampled_from([0.0, 0.05, 0.3, 1.0, 3.0, 9.5, 20.0]))
     def wait(self, seconds: float) -> None:
@@ -398,13 +459,18 @@ class BreakerMachine(RuleBasedStateMachine):
             self.take_probe(user=False)
 
     def take_probe(self, *, user: bool) -> None:
-        waited = self.clock.now - self.opened_at
+        waited = self.clock.now - self.waits_since
+        paused = self.clock.now - self.opened_at
         if self.probe is not None and self.clock.now >= self.probe_began + 1000.0:
             self.open()
             must, may = False, False
         else:
-            must = self.probe is None and (self.state == "half-open" or waited >= 2.4)
-            may = self.probe is None and (self.state == "half-open" or waited >= 0.4)
+            must = self.probe is None and (
+                self.state == "half-open" or (waited >= 2.4 and paused > 0.1)
+            )
+            may = self.probe is None and (
+                self.state == "half-open" or (waited >= 0.4 and paused > 0.099)
+            )
         permit: int | None
         if user:
             try:
@@ -429,8 +495,10 @@ class BreakerMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.state = "open"
+        self.opened_at = self.waits_since = self.clock.now
+        if self.probe is not None:
+            self.waits_since = self.probe_began
         self.probe = None
-        self.opened_at = self.clock.now
         self.epoch += 1
 
     @precondition(lambda self: self.calls)
@@ -459,10 +527,10 @@ class BreakerMachine(RuleBasedStateMachine):
                     self.open()
 
     def end_probe(self, outcome: str) -> None:
-        self.probe = None
         if outcome == "bad":
             self.open()
             return
+        self.probe = None
         self.epoch += 1
         self.successes += outcome == "good"
         if self.successes == 2:

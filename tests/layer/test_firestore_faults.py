@@ -96,7 +96,7 @@ def test_calls_of_a_frozen_server_end_at_their_deadline(
                 assert error.maybe_applied or name not in ("commit", "increment")
             began = time.monotonic()
             assert not store.health().ok
-            assert time.monotonic() - began < 1.0 + LATE_S
+            assert time.monotonic() - began < 2.0 + LATE_S
     finally:
         own.thaw()
     thawed = time.monotonic()

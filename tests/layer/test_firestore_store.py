@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -17,10 +19,11 @@ from beastmode.errors import (
     ConfigError,
     PreconditionFailed,
     RequestError,
+    StoreRefused,
     StoreUnavailable,
     WriteRejected,
 )
-from beastmode.stores.base import Filter, Query, deadline_in
+from beastmode.stores.base import Filter, Query, StoreHealth, deadline_in
 from beastmode.stores.documents import DELETE_FIELD, Delete, Merge, Precondition, Set, Update
 from beastmode.stores.firestore import AsyncFirestoreStore, FirestoreStore
 from beastmode.stores.firestore.convert import field_path
@@ -60,6 +63,41 @@ def test_bad_options_are_refused(firestore: Firestore, name: str, value: Any) ->
     for kind in (FirestoreStore, AsyncFirestoreStore):
         with pytest.raises(ConfigError, match=name):
             kind("p", **{name: value})
+
+
+@pytest.mark.parametrize(("deadline_s", "expected"), [(2.0, 2.0), (0.5, 0.5), (60.0, 10.0)])
+@pytest.mark.parametrize("kind", [FirestoreStore, AsyncFirestoreStore])
+def test_a_probe_has_the_time_of_a_call_and_says_what_it_failed_with(
+    firestore: Firestore,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Any,
+    deadline_s: float,
+    expected: float,
+) -> None:
+    refusal = StoreRefused("get: no permission to read this document (PERMISSION_DENIED)")
+    left: list[float] = []
+
+    async def probe() -> StoreHealth:
+        store = kind(deadline_s=deadline_s)
+
+        def refuse(path: str, *, deadline: float) -> Any:
+            left.append(deadline - time.monotonic())
+            raise refusal
+
+        monkeypatch.setattr(store, "get", refuse)
+        try:
+            health = store.health()
+            return await health if inspect.isawaitable(health) else health
+        finally:
+            closing = store.close()
+            if inspect.isawaitable(closing):
+                await closing
+
+    health = asyncio.run(probe())
+    assert not health.ok
+    assert health.error is refusal
+    assert "PERMISSION_DENIED" in health.detail
+    assert expected - 0.4 < left[0] <= expected
 
 
 def test_projects_and_databases_are_apart(firestore: Firestore, store: Any) -> None:

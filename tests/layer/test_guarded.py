@@ -15,10 +15,12 @@ from beastmode.breaker import Breaker
 from beastmode.errors import (
     BreakerOpen,
     CapacityError,
+    ClosedError,
     PreconditionFailed,
     RequestError,
     StoreCorrupt,
     StoreError,
+    StoreRefused,
     StoreTimeout,
     StoreUnavailable,
     WriteRejected,
@@ -36,7 +38,7 @@ from beastmode.stores.base import (
 )
 from beastmode.stores.documents import Document, Set
 from beastmode.stores.guarded import GuardedAsyncStore, GuardedStore
-from beastmode.stores.probing import Prober
+from beastmode.stores.probing import Prober, judge_health
 from beastmode.stores.sqlite import SQLiteStore
 from beastmode.stores.threaded import ThreadedAsyncStore
 from layer.faulty_store import FaultyStore
@@ -132,9 +134,10 @@ def test_what_counts(bench: Bench, error: Exception) -> None:
     "error",
     [
         WriteRejected("too large"),
+        StoreRefused("permission denied"),
         PreconditionFailed("exists"),
         RequestError("no path"),
-        StoreError("permission denied"),
+        StoreError("no such file"),
         StoreCorrupt("unreadable"),
         CapacityError("too many calls wait"),
         BreakerOpen("of an inner breaker", 1.0),
@@ -153,6 +156,45 @@ def test_a_refusal_with_a_reason_is_an_answer(bench: Bench) -> None:
     bench.fail(PreconditionFailed("exists"), 1)
     bench.fail(StoreUnavailable("gone"), 4)
     assert bench.breaker.state == "closed"
+
+
+def test_a_store_that_refuses_everything_serves(bench: Bench) -> None:
+    bench.fail(StoreUnavailable("gone"))
+    bench.clock.advance(0.5)
+    bench.fail(StoreRefused("permission denied"), 2)
+    assert bench.breaker.state == "closed"
+
+
+def test_a_refused_probe_of_health_is_an_answer(bench: Bench) -> None:
+    bench.fail(StoreUnavailable("gone"))
+    bench.clock.advance(0.5)
+    bench.faulty.down = StoreRefused("no permission to read _bm/health")
+    for _ in range(2):
+        health = bench.call("health")
+        assert not health.ok
+        assert health.error is bench.faulty.down
+    assert bench.breaker.state == "closed"
+    bench.faulty.down = None
+    assert bench.call("get", "users/1").exists
+
+
+@pytest.mark.parametrize(
+    "error", [StoreTimeout("late"), StoreError("disk"), ClosedError("closed"), None], ids=repr
+)
+def test_a_probe_that_failed_otherwise_is_a_failure(error: Exception | None) -> None:
+    clock = FakeClock()
+    breaker = Breaker(timer=clock, jitter=0.0)
+    for _ in range(5):
+        breaker.failed(breaker.admit(), StoreUnavailable("gone"))
+    clock.advance(0.5)
+    permit = breaker.admit_probe()
+    assert permit is not None
+    judge_health(
+        breaker, permit, StoreHealth(ok=False, latency_s=0.0, detail="it says why", error=error)
+    )
+    assert breaker.state == "open"
+    last = "StoreUnavailable: it says why" if error is None else f"{type(error).__name__}: {error}"
+    assert breaker.signal().last_error == last
 
 
 def test_a_hurried_caller_does_not_open_it(bench: Bench) -> None:

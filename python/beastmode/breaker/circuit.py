@@ -7,7 +7,8 @@ injected clock and random generator. Every method is safe between threads and O(
     closed     calls pass. 5 failures in a row, or half of at least 20 outcomes within 10 s,
                open it
     open       calls are refused at once for 0.5 s; each further opening doubles that, up to 2 s,
-               changed at random by up to 20 %, so that processes do not come back together
+               changed at random by up to 20 %, so that processes do not come back together;
+               the time that a failed probe took counts, for it was spent waiting, too
     half-open  one call at a time passes, as a probe: 2 successes close it, a failure opens it
 
 An outcome counts only for the state that its call began in: a call that began before the breaker
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from beastmode.breaker.window import Window, check_number
-from beastmode.errors import BreakerOpen, ConfigError
+from beastmode.errors import BreakerOpen, ConfigError, StoreTimeout
 
 __all__ = ["Breaker", "BreakerState", "StoreSignal"]
 
@@ -36,6 +37,8 @@ BreakerState = Literal["closed", "open", "half-open"]
 
 _SOON_S: Final = 0.05
 """The shortest wait that a refused caller is told of."""
+_LEAST_WAIT: Final = 0.2
+"""The least pause after a failure, as a share of the shortest wait."""
 _PROBING_S: Final = 0.2
 """What it is told while a probe is in the air."""
 
@@ -76,8 +79,9 @@ class Breaker:
 
     `user_grace_s` is how long after the next try fell due `admit` still refuses: what calls
     `admit_probe` in the background goes first, and a user's call takes the risk of being the
-    probe only if nothing does. `timer` is a monotonic clock in seconds. ConfigError names an
-    argument that is not allowed.
+    probe only if nothing does. Once a probe in the background had no answer in time it is the
+    other way round: a call with more patience, or for something else, may well get one. `timer` is
+    a monotonic clock in seconds. ConfigError names an argument that is not allowed.
     """
 
     def __init__(
@@ -131,6 +135,10 @@ class Breaker:
         self._permit = 0
         """The permit whose outcome counts: one for all calls while closed, one for each probe."""
         self._probe_since: float | None = None
+        self._is_background = False
+        """Whether the newest probe was one of `admit_probe`."""
+        self._callers_first = False
+        """Whether the next probe is a caller's, if one comes in time."""
         self._retry_at = 0.0
         self._successes = 0
         self._in_row = 0
@@ -165,7 +173,7 @@ class Breaker:
         with self._lock:
             if self._passes():
                 return self._permit
-            permit, signal, changed = self._try(self.user_grace_s)
+            permit, signal, changed = self._try(background=False)
             self._refused += permit is None
         if changed:
             self._tell(signal)
@@ -185,7 +193,7 @@ class Breaker:
         with self._lock:
             if self._state == "closed":
                 return None
-            permit, signal, changed = self._try(0.0)
+            permit, signal, changed = self._try(background=True)
         if changed:
             self._tell(signal)
         return permit
@@ -228,6 +236,8 @@ class Breaker:
                     return
                 if now - self._since > self._window_s:
                     self._openings = 0
+            else:
+                self._callers_first = self._is_background and isinstance(error, StoreTimeout)
             self._open(now)
             signal = self._signal(now)
         self._tell(signal)
@@ -245,10 +255,11 @@ class Breaker:
         """
         with self._lock:
             now = self._timer()
-            soonest = max(now, self._since + 0.2 * self._open_s)
-            if self._state != "open" or self._retry_at <= soonest:
+            soonest = max(now, self._since + _LEAST_WAIT * self._open_s)
+            if self._state != "open" or self._retry_at + self._grace(background=True) <= soonest:
                 return
-            self._retry_at = soonest
+            self._retry_at = min(self._retry_at, soonest)
+            self._callers_first = False
             signal = self._signal(now)
         self._tell(signal)
 
@@ -259,7 +270,8 @@ class Breaker:
                 return None
             if self._probe_since is not None:
                 return _SOON_S
-            return max(0.0, self._retry_at - self._timer())
+            due = self._retry_at + self._grace(background=True)
+            return max(0.0, due - self._timer())
 
     def signal(self) -> StoreSignal:
         """Return how the store fares."""
@@ -271,10 +283,17 @@ class Breaker:
     def _passes(self) -> bool:
         return self._state == "closed"
 
-    def _try(self, grace_s: float) -> tuple[int | None, StoreSignal, bool]:
+    def _grace(self, *, background: bool) -> float:
+        """Return how long past its time a probe is left to the others."""
+        return self.user_grace_s if background is self._callers_first else 0.0
+
+    def _try(self, *, background: bool) -> tuple[int | None, StoreSignal, bool]:
         now = self._timer()
         before = self._opened, self._state
-        permit = self._take_probe(now, grace_s)
+        permit = self._take_probe(now, self._grace(background=background))
+        if permit is not None:
+            self._is_background = background
+            self._callers_first = False
         return permit, self._signal(now), (self._opened, self._state) != before
 
     def _take_probe(self, now: float, grace_s: float) -> int | None:
@@ -304,12 +323,14 @@ class Breaker:
         open_s = min(self._longest_open_s, self._open_s * 2.0 ** min(self._openings, 32))
         self._openings += 1
         self._opened += 1
+        wait_s = open_s * self._rng.uniform(1 - self._jitter, 1 + self._jitter)
+        begun = now if self._probe_since is None else self._probe_since
         self._state = "open"
         self._since = now
         self._successes = 0
         self._probe_since = None
         self._permit += 1
-        self._retry_at = now + open_s * self._rng.uniform(1 - self._jitter, 1 + self._jitter)
+        self._retry_at = max(begun + wait_s, now + _LEAST_WAIT * self._open_s)
 
     def _signal(self, now: float) -> StoreSignal:
         wait_s = 0.0

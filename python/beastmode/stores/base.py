@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isnan
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -174,11 +174,16 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class StoreHealth:
-    """Whether a store answers: `latency_s` is how long it took, `detail` says what failed."""
+    """Whether a store can be used: `latency_s` is how long it took, `detail` says what failed.
+
+    `error` is what the probe failed with, where it did: a StoreRefused proves that the store
+    answers, though it serves nothing.
+    """
 
     ok: bool
     latency_s: float
     detail: str = ""
+    error: BaseException | None = field(default=None, compare=False)
 
 
 @runtime_checkable

@@ -4,9 +4,9 @@
 same backend. While it is open a call raises BreakerOpen at once, a StoreUnavailable whose
 `retry_after_s` tells when the next try is made.
 
-Counted as failures: StoreUnavailable and StoreTimeout. An answer that refuses (WriteRejected) is
-an answer, and a success. Neither: malformed requests, a caller's own cancellation, a timeout of a
-caller who left the store less than 0.25 s, errors of any other kind.
+Counted as failures: StoreUnavailable and StoreTimeout. An answer that refuses (WriteRejected,
+StoreRefused) is an answer, and a success. Neither: malformed requests, a caller's own
+cancellation, a timeout of a caller who left the store less than 0.25 s, errors of any other kind.
 
 `watch` and whatever else a store offers beyond the protocol pass through: streams have a watchdog
 of their own. What a stream hears brings the next try forward.
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from beastmode.breaker import Breaker
-from beastmode.errors import BreakerOpen, StoreTimeout, StoreUnavailable, WriteRejected
+from beastmode.errors import BreakerOpen, StoreTimeout, StoreUnavailable
 from beastmode.stores.base import (
     AsyncStore,
     Change,
@@ -34,7 +34,7 @@ from beastmode.stores.base import (
     Target,
 )
 from beastmode.stores.documents import Document, Operation
-from beastmode.stores.probing import judge_health
+from beastmode.stores.probing import ANSWERS, judge_health
 from beastmode.stores.wrapper import StoreWrapper
 
 __all__ = ["GuardedAsyncStore", "GuardedStore"]
@@ -72,7 +72,7 @@ class _Guarded(StoreWrapper):
         except StoreUnavailable as error:
             breaker.failed(permit, error)
             raise
-        except WriteRejected:
+        except ANSWERS:
             breaker.succeeded(permit)
             raise
         except BaseException:

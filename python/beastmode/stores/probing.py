@@ -5,22 +5,30 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from beastmode.breaker import Breaker, StoreSignal
-from beastmode.errors import StoreUnavailable
+from beastmode.errors import RequestError, StoreRefused, StoreUnavailable, WriteRejected
 from beastmode.stores.base import StoreHealth
 
-__all__ = ["Prober", "judge_health"]
+__all__ = ["ANSWERS", "Prober", "judge_health"]
 
 logger = logging.getLogger(__name__)
 
 
+ANSWERS: Final = (WriteRejected, StoreRefused)
+"""What a store that serves raises: it has looked at what it was asked, and refused it."""
+
+
 def judge_health(breaker: Breaker, permit: int, health: StoreHealth) -> None:
-    """Give a permit back with what a health probe found."""
-    if health.ok:
+    """Give a permit back with what a health probe found.
+
+    A probe that was refused has been answered, hence a success: whoever calls is told the reason.
+    """
+    if health.ok or isinstance(health.error, (*ANSWERS, RequestError)):
         breaker.succeeded(permit)
     else:
-        breaker.failed(permit, StoreUnavailable(health.detail))
+        breaker.failed(permit, health.error or StoreUnavailable(health.detail))
 
 
 class Prober:

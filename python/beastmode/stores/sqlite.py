@@ -216,7 +216,8 @@ class SQLiteStore:
                 held.execute(NEWEST).fetchall()
             self._file.check_identity("health")
         except (StoreError, ClosedError) as error:
-            return StoreHealth(ok=False, latency_s=time.monotonic() - began, detail=str(error))
+            took = time.monotonic() - began
+            return StoreHealth(ok=False, latency_s=took, detail=str(error), error=error)
         return StoreHealth(ok=True, latency_s=time.monotonic() - began)
 
     # -- writing ---------------------------------------------------------------------------------

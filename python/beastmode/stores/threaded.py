@@ -128,7 +128,8 @@ class ThreadedAsyncStore:
         try:
             return await self._call("health", self.store.health, deadline_in(_HEALTH_S))
         except (StoreTimeout, CapacityError, ClosedError) as error:
-            return StoreHealth(ok=False, latency_s=time.monotonic() - began, detail=str(error))
+            took = time.monotonic() - began
+            return StoreHealth(ok=False, latency_s=took, detail=str(error), error=error)
 
     async def close(self) -> None:
         """Refuse new calls, wait at most `close_patience_s` for those that run. Idempotent."""

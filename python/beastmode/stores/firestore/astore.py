@@ -24,13 +24,11 @@ from beastmode.stores.base import (
     StoreHealth,
     Subscription,
     Target,
-    deadline_in,
     remaining,
 )
 from beastmode.stores.documents import Document, Operation
 from beastmode.stores.firestore.base import (
     PROBE_PATH,
-    PROBE_S,
     RETIRED_S,
     FirestoreBase,
     is_repeatable,
@@ -126,9 +124,10 @@ class AsyncFirestoreStore(FirestoreBase):
         """See `FirestoreStore.health`."""
         began = time.monotonic()
         try:
-            await self.get(PROBE_PATH, deadline=deadline_in(min(PROBE_S, self._deadline_s)))
+            await self.get(PROBE_PATH, deadline=self._probe_deadline())
         except (StoreError, ClosedError, RequestError) as error:
-            return StoreHealth(ok=False, latency_s=time.monotonic() - began, detail=str(error))
+            took = time.monotonic() - began
+            return StoreHealth(ok=False, latency_s=took, detail=str(error), error=error)
         return StoreHealth(ok=True, latency_s=time.monotonic() - began)
 
     async def close(self) -> None:

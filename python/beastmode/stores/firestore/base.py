@@ -25,6 +25,7 @@ from beastmode.stores.base import (
     check_count,
     check_deadline,
     check_seconds,
+    deadline_in,
     remaining,
 )
 from beastmode.stores.documents import (
@@ -45,10 +46,10 @@ from beastmode.stores.firestore.feeds import Feeds
 from beastmode.stores.firestore.limits import check_operation
 from beastmode.stores.firestore.listen import SILENCE_S, TARGETS_PER_STREAM
 
-__all__ = ["PROBE_PATH", "PROBE_S", "RETIRED_S", "CommitLimits", "FirestoreBase", "is_repeatable"]
+__all__ = ["PROBE_PATH", "RETIRED_S", "CommitLimits", "FirestoreBase", "is_repeatable"]
 
 PROBE_PATH: Final = "_bm/health"
-PROBE_S: Final = 1.0
+_LONGEST_PROBE_S: Final = 10.0
 RETIRED_S: Final = 30.0
 """How long a connection that was left stays open for the calls that still wait on it."""
 _PATHS_BYTES: Final = 1_000_000
@@ -199,6 +200,10 @@ class FirestoreBase:
         check_deadline(deadline)
         remaining(deadline, what)
         return deadline
+
+    def _probe_deadline(self) -> float:
+        """Return the deadline of a probe: what a call has, for a slow store serves as well."""
+        return deadline_in(min(self._deadline_s, _LONGEST_PROBE_S))
 
     def _is_closed(self, what: str) -> ClosedError:
         return ClosedError(f"{what}: the store of {self.place.database} is closed")

@@ -17,13 +17,11 @@ from beastmode.stores.base import (
     StoreHealth,
     Subscription,
     Target,
-    deadline_in,
     remaining,
 )
 from beastmode.stores.documents import Document, Operation
 from beastmode.stores.firestore.base import (
     PROBE_PATH,
-    PROBE_S,
     RETIRED_S,
     FirestoreBase,
     is_repeatable,
@@ -133,9 +131,10 @@ class FirestoreStore(FirestoreBase):
         """Probe the store by reading one document that need not exist; never raises. 1 read."""
         began = time.monotonic()
         try:
-            self.get(PROBE_PATH, deadline=deadline_in(min(PROBE_S, self._deadline_s)))
+            self.get(PROBE_PATH, deadline=self._probe_deadline())
         except (StoreError, ClosedError, RequestError) as error:
-            return StoreHealth(ok=False, latency_s=time.monotonic() - began, detail=str(error))
+            took = time.monotonic() - began
+            return StoreHealth(ok=False, latency_s=took, detail=str(error), error=error)
         return StoreHealth(ok=True, latency_s=time.monotonic() - began)
 
     def close(self) -> None:
