@@ -47,6 +47,11 @@ class Batch:
         return [entry.operation for entry in self.entries]
 
     @property
+    def paths(self) -> list[str]:
+        """The documents that it changes."""
+        return [entry.operation.path for entry in self.entries]
+
+    @property
     def seqs(self) -> list[int]:
         """The numbers of its operations in `source`."""
         return [part.seq for entry in self.entries for part in entry.parts if part.seq is not None]

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from beastmode.batcher.answered import Answered
 from beastmode.batcher.batches import Limits
 from beastmode.batcher.committing import commit_in_order
 from beastmode.batcher.entries import WriteCall, resolve
@@ -37,6 +38,7 @@ class DirectCommits:
         callbacks: Callbacks,
         failures: Failures,
         commit_deadline_s: float,
+        answered: Answered,
     ) -> None:
         self._store = store
         self._pending = pending
@@ -44,6 +46,7 @@ class DirectCommits:
         self._callbacks = callbacks
         self.failures = failures
         self._commit_deadline_s = commit_deadline_s
+        self._answered = answered
         self.limits = Limits(store)
         self.journals: tuple[WriteJournal, ...] = () if journal is None else (journal,)
         self.direct: deque[WriteCall] = deque()
@@ -122,10 +125,7 @@ class DirectCommits:
             self._callbacks.accepted(call.operations)
 
         def commit(operations: list[Operation]) -> list[int]:
-            for journal in self.journals:
-                if journal.has_unnoted:
-                    # An older write that the next start replays would overwrite this one.
-                    journal.wait_noted(until)
+            self._answered.settle([operation.path for operation in operations], until)
             return self._store.commit(operations, deadline=until)
 
         settled, error = commit_in_order(

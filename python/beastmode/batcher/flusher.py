@@ -58,7 +58,14 @@ class Flusher(DirectCommits):
         needs_marker: Callable[[Operation], bool],
     ) -> None:
         super().__init__(
-            sender.store, journal, pending, changed, callbacks, failures, sender.deadline_s
+            sender.store,
+            journal,
+            pending,
+            changed,
+            callbacks,
+            failures,
+            sender.deadline_s,
+            sender.answered,
         )
         self.sender = sender
         self._needs_marker = needs_marker

@@ -102,10 +102,11 @@ class BatcherLife:
         return True
 
     def wait_noted(self, deadline: float | None = None) -> None:
-        """Return once no write that the store has answered can be replayed at the next start.
+        """Return once no write that the store has answered can be applied by the next start.
 
         For who commits past the batcher: a replay would overwrite that commit. JournalError when
-        the journal could not note the answers by `deadline` (None: in `commit_deadline_s`).
+        the journal could not have the answers on the disk itself by `deadline` (None: in
+        `commit_deadline_s`).
         """
         end = self._end(deadline, self._commit_deadline_s)
         for journal in self._flusher.journals:
@@ -163,6 +164,7 @@ class BatcherLife:
 
     def let_go(self, journal: WriteJournal) -> None:
         """Forget an adopted journal, which is empty and about to be closed."""
+        self._flusher.sender.answered.forget(journal)
         with self._changed:
             held = self._flusher.journals
             self._flusher.journals = tuple(other for other in held if other is not journal)

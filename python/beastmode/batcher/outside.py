@@ -92,12 +92,17 @@ class WriteJournal(Protocol):
         ...
 
     @property
+    def syncs_each(self) -> bool:
+        """Whether whatever it acknowledges is on the disk itself by then."""
+        ...
+
+    @property
     def has_unnoted(self) -> bool:
         """Whether `wait_noted` would wait."""
         ...
 
     def wait_noted(self, deadline: float) -> None:
-        """Wait until what was acknowledged or rejected before cannot come back."""
+        """Wait until what was acknowledged or rejected before cannot be applied again."""
         ...
 
     def recover(self) -> list[tuple[int, Operation]]:

@@ -24,6 +24,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from beastmode.batcher.answered import Answered
 from beastmode.batcher.batches import Batch
 from beastmode.batcher.committing import REJECTIONS, check_answer
 from beastmode.batcher.markers import is_void, marker_path, marker_write
@@ -74,6 +75,7 @@ class Sender:
         self.store = store
         self.deadline_s = deadline_s
         self.pace = Pace(deadline_s)
+        self.answered = Answered()
         self._grace_s = grace_s
         self._timer = timer
         self.markers = self.confirmed = 0
@@ -95,6 +97,7 @@ class Sender:
             if batch.source is not None:
                 batch.source.note_sent(batch.name, batch.seqs, deadline_in(self.deadline_s))
             batch.noted = True
+            self._settle(batch)
         before, batch.doubtful = batch.doubtful, True
         operations = batch.operations
         try:
@@ -114,10 +117,14 @@ class Sender:
         return versions[:-1], versions[-1]
 
     def _send_plain(self, batch: Batch) -> list[int]:
+        self._settle(batch)
         try:
             return self._timed(batch.operations, batch)
         except REJECTIONS as error:
             raise Refused(error) from error
+
+    def _settle(self, batch: Batch) -> None:
+        self.answered.settle(batch.paths, deadline_in(self.deadline_s), batch.source)
 
     def _timed(self, operations: list[Operation], batch: Batch) -> list[int]:
         began = self._timer()
@@ -179,12 +186,15 @@ class Sender:
     def acknowledged(self, batch: Batch) -> None:
         """Tell that the store has it."""
         if batch.source is not None and batch.seqs:
+            if batch.name is None:
+                self.answered.add(batch.source, batch.paths)
             batch.source.acknowledge(batch.seqs, batch.name, _due(batch.marker_stays))
 
     def rejected(self, batch: Batch, reason: str) -> None:
         """Tell that the store will never have it."""
         if batch.source is None or not batch.seqs:
             return
+        self.answered.add(batch.source, batch.paths)
         if batch.name is not None and batch.marker_stays is None:
             batch.source.reject(batch.seqs, reason)
             batch.source.forget([batch.name])

@@ -90,7 +90,7 @@ class Database:
         run(f"PRAGMA application_id = {_APPLICATION_ID}")
         run(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         run("COMMIT")
-        self._full_sync = full_sync
+        self.full_sync = full_sync
         self._max_pages = max(64, max_bytes // page)
         self._allow_pages(self._max_pages)
         self.records = self._count("records")
@@ -187,6 +187,9 @@ class Database:
             if note.sent is not None:
                 more += self.batches.note_sent(*note.sent)
             self.batches.confirm(note.confirmed)
+        if notes and not any(note.sent for note in notes):
+            # What writes no page is not synced.
+            self.connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         if settled.finished:
             self.batches.finish(settled.finished)
         if settled.forgotten:
@@ -204,7 +207,7 @@ class Database:
     def _levels(self, *, synced: bool, spare: bool) -> Iterator[None]:
         """Sync what is written inside to the disk, and let it take a little more room."""
         run = self.connection.execute
-        raised = synced and not self._full_sync
+        raised = synced and not self.full_sync
         with self._errors("write to"):
             if raised:
                 run("PRAGMA synchronous = FULL")

@@ -42,7 +42,7 @@ class GroupCommit:
         self._cond = threading.Condition()
         self._queue: deque[Append | Note] = deque()
         self._settled = Settled()
-        self._handed = self._noted = 0
+        self._handed = self._noted = self._synced = 0  # of unmarked answers
         self._busy = False
         self._retry_at = 0.0
         self._refusal: JournalError | None = None
@@ -154,7 +154,9 @@ class GroupCommit:
         with self._cond:
             self._retry_at = 0.0
             self._refusal = None
-            self._noted += len(settled)
+            self._noted += settled.unmarked
+            if notes or self._database.full_sync:
+                self._synced = self._noted
             self._cond.notify_all()
         for note in notes:
             self._tell(note, None)

@@ -44,6 +44,8 @@ class Settled:
     """Batches that need not be sent again, and when their markers may be deleted."""
     forgotten: list[str] = field(default_factory=list)
     """Batches whose markers are gone."""
+    unmarked: int = 0
+    """How many of the operations would be applied once more if their answer were forgotten."""
 
     def __len__(self) -> int:
         return (
@@ -61,3 +63,4 @@ class Settled:
         self.rejected[:0] = older.rejected
         self.finished[:0] = older.finished
         self.forgotten[:0] = older.forgotten
+        self.unmarked += older.unmarked

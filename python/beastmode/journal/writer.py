@@ -137,7 +137,8 @@ class Journal(GroupCommit):
 
         `batch` ends with them: its marker may be deleted from `marker_due` (`time.time`) on.
         """
-        with self._settling(len(seqs), batch, marker_due):
+        # Those of a batch with a marker would be sent under its name again, and refused.
+        with self._settling(0 if batch else len(seqs), batch, marker_due):
             self._settled.acknowledged.extend(seqs)
 
     def reject(
@@ -161,11 +162,11 @@ class Journal(GroupCommit):
 
     def forget(self, batches: Sequence[str]) -> None:
         """Forget finished batches: their markers are gone. Never waits."""
-        with self._settling(len(batches), None, 0.0):
+        with self._settling(0, None, 0.0):
             self._settled.forgotten.extend(batches)
 
     @contextmanager
-    def _settling(self, count: int, batch: str | None, marker_due: float) -> Iterator[None]:
+    def _settling(self, unmarked: int, batch: str | None, marker_due: float) -> Iterator[None]:
         self._check_usable()
         with self._cond:
             if self._closed:
@@ -173,8 +174,8 @@ class Journal(GroupCommit):
             yield
             if batch is not None:
                 self._settled.finished.append((batch, marker_due))
-                count += 1
-            self._handed += count
+            self._settled.unmarked += unmarked
+            self._handed += unmarked
             self._wake()
 
     def note_sent(self, batch: str, seqs: Sequence[int], deadline: float | None = None) -> None:
@@ -221,14 +222,23 @@ class Journal(GroupCommit):
             ) from None
 
     @property
+    def syncs_each(self) -> bool:
+        """Whether its durability is "power": each write and each answer is synced when noted."""
+        return self._durability == "power"
+
+    @property
     def has_unnoted(self) -> bool:
-        """Whether answers of the store were handed over that are not on disk. Takes no lock."""
-        return self._handed != self._noted
+        """Whether a loss of power could undo answers of the store. Takes no lock.
+
+        Those to a batch with a marker do not count: the store would refuse it the second time.
+        """
+        return self._handed != self._synced
 
     def wait_noted(self, deadline: float) -> None:
-        """Return once the answers handed over before are on disk: no restart replays those.
+        """Return once the answers handed over before are on the disk itself (see `has_unnoted`).
 
-        Raises JournalError at `deadline` (`time.monotonic`), naming what the disk refused.
+        No restart replays those operations then, not even after a loss of power. Raises
+        JournalError at `deadline` (`time.monotonic`), naming what the disk refused.
         """
         self._check_usable()
         with self._cond:
@@ -247,6 +257,9 @@ class Journal(GroupCommit):
                     ) from failure
                 self._wake()
                 self._cond.wait(min(left, threading.TIMEOUT_MAX))
+            if self._synced >= goal:
+                return
+        self.confirm((), deadline)
 
     def recover(self) -> list[tuple[int, Operation]]:
         """Return all (sequence number, operation) neither acknowledged nor rejected, in order.
