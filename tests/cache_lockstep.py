@@ -164,6 +164,10 @@ class Model:
             raise KeyError(key)
         return None if entry[2] is None else entry[2] / 64 - self.now()
 
+    def frequency(self, key: Any) -> int:
+        self.live(key)
+        return 0  # "lru" counts nothing
+
     def seconds(self, ttl: Any) -> float | None:
         if ttl is OWN:
             return self.ttl
@@ -402,6 +406,7 @@ def random_step(rng: random.Random, more: int = 0, top: int = 20) -> tuple[Any, 
         (3, ("touch", key)),
         (3, ("touch", key, ttl)),
         (3, ("expires_in", key)),
+        (3, ("frequency", key)),
         (1, ("expire",)),
         (2, ("expire", rng.randrange(4))),
         (1, ("evict", rng.randrange(3))),

@@ -29,6 +29,7 @@ KEY_OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "setdefault": lambda c, k: c.setdefault(k, "new"),
     "touch": lambda c, k: c.touch(k, 30),
     "expires_in": lambda c, k: c.expires_in(k),
+    "frequency": lambda c, k: c.frequency(k),
     "get_many": lambda c, k: c.get_many(["x", k, "y", k]),
     "set_many": lambda c, k: c.set_many([("x", 1), (k, 2), ("y", 3)]),
     "delete_many": lambda c, k: c.delete_many(["x", k, "y", k]),

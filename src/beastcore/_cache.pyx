@@ -118,6 +118,8 @@ from beastcore._policy cimport (
     is_sampled,
     oldest,
     policy_enter,
+    policy_count,
+    policy_estimate,
     policy_evict,
     policy_hit,
     policy_left,
@@ -1272,6 +1274,21 @@ cdef class Cache:
         if not self.slots[s].flags & HAS_TTL:
             return None
         return self.seconds_left(s, now_s)
+
+    def frequency(self, key, /):
+        """Return about how often the entry of `key` was used, 0 to 15; changes and counts nothing.
+
+        What "adaptive" goes by: storing it is one use, each hit another. A count stops at 15. Once
+        the cache is half full all counts are halved whenever they have risen by 20 for each
+        entry; until then they only grow. 0 for an absent key, and always with "lru", which counts
+        nothing. O(1).
+        """
+        cdef uint32_t s = self.find_live(key, False)
+        if s == 0 or not self.is_adaptive:
+            return 0
+        if self.adaptive == NULL:
+            return policy_count(&self.policy_state, s)
+        return policy_estimate(&self.policy_state, s)
 
     def touch(self, key, ttl=..., /):
         """Give a live entry a new time to live; False if it is absent.

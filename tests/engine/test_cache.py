@@ -219,6 +219,7 @@ class TestObject:
         assert public == {
             *("get", "peek", "set", "get_many", "set_many", "pop", "popitem", "setdefault"),
             *("delete_many", "expires_in", "touch", "expire", "resize", "evict", "clear"),
+            "frequency",
             *("keys", "values", "items", "stats", "reset_stats", "dump", "load"),
             *("maxsize", "ttl", "policy", "slack", "max_weight", "timer", "weight"),
         }
@@ -345,6 +346,7 @@ class TestOneKey:
             lambda: cache.setdefault([], 1),
             lambda: cache.touch([]),
             lambda: cache.expires_in([]),
+            lambda: cache.frequency([]),
             lambda: cache.get_many([0, []]),
             lambda: cache.set_many([(0, 1), ([], 1)]),
             lambda: cache.delete_many([0, []]),
@@ -414,6 +416,7 @@ class TestOrder:
         "peek": lambda c: c.peek(0),
         "in": lambda c: 0 in c,
         "expires_in": lambda c: c.expires_in(0),
+        "frequency": lambda c: c.frequency(0),
         "touch": lambda c: c.touch(0),
         "iter": lambda c: list(c),
         "keys": lambda c: c.keys(),
@@ -891,6 +894,8 @@ class TestStats:
         assert 0 in cache
         assert 9 not in cache
         cache.expires_in(0)
+        cache.frequency(0)
+        cache.frequency(9)
         cache.touch(0)
         cache.touch(9)
         cache.pop(9, None)

@@ -280,3 +280,44 @@ def test_the_window_is_always_that_of_a_shadow(engine: Twin) -> None:
         cache._check()
     assert seen <= {int(share * 200.0) for share in shares} | {2}
     assert len(seen) >= 2
+
+
+class TestFrequency:
+    def test_storing_and_hits_are_uses_up_to_fifteen(self, engine: Twin) -> None:
+        cache = engine.Cache(1000)
+        assert cache.frequency("k") == 0
+        cache["k"] = 1
+        for uses in range(1, 20):
+            assert [cache.frequency("k") for _ in range(3)] == [min(uses, 15)] * 3
+            assert cache.get("k") == 1
+        cache.peek("k")
+        cache["other"] = 1
+        assert cache.frequency("other") == 1
+        assert cache.frequency("absent") == 0
+
+    def test_counts_are_halved_as_others_rise(self, engine: Twin) -> None:
+        cache = make(engine, 300)
+        for key in range(300):
+            cache[key] = key
+        for _ in range(20):
+            cache.get(7)
+        assert cache.frequency(7) == 15
+        assert 1 <= cache.frequency(8) <= 3
+        rng = random.Random(1)
+        play(cache, [300 + int(600 * rng.random() ** 2) for _ in range(40_000)] + [7] * 3)
+        assert 1 <= cache.frequency(7) < 12
+        assert cache.frequency(300) > 12
+
+    def test_an_expired_entry_has_none(self, engine: Twin, clock: FakeClock) -> None:
+        cache = engine.Cache(8, 5, timer=clock)
+        cache["k"] = 1
+        assert cache.frequency("k") == 1
+        clock.advance(5)
+        assert cache.frequency("k") == 0
+        assert len(cache) == 1, "it is not removed either"
+
+    def test_lru_counts_nothing(self, engine: Twin) -> None:
+        cache = engine.Cache(8, policy="lru")
+        cache["k"] = 1
+        cache.get("k")
+        assert cache.frequency("k") == 0

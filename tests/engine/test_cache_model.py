@@ -64,7 +64,7 @@ class CacheMachine(RuleBasedStateMachine):
     def getitem(self, key: Any) -> None:
         self.do("getitem", key)
 
-    @rule(key=keys, name=st.sampled_from(["peek", "in", "expires_in"]))
+    @rule(key=keys, name=st.sampled_from(["peek", "in", "expires_in", "frequency"]))
     def look(self, key: Any, name: str) -> None:
         self.do(name, key)
 

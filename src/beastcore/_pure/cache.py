@@ -357,6 +357,21 @@ class Cache(Generic[K, V]):
             raise KeyError(key)
         return None if entry.deadline is None else (entry.deadline - ticks) / TICKS_PER_SECOND
 
+    def frequency(self, key: Any, /) -> int:
+        """Return about how often the entry of `key` was used, 0 to 15; changes and counts nothing.
+
+        What "adaptive" goes by: storing it is one use, each hit another. A count stops at 15. Once
+        the cache is half full all counts are halved whenever they have risen by 20 for each
+        entry; until then they only grow. 0 for an absent key, and always with "lru", which counts
+        nothing. O(1).
+        """
+        entry, ticks = self._seek(hash(key), key)
+        if entry is None or entry.expired(ticks) or not self._is_adaptive:
+            return 0
+        if self._adaptive is None:
+            return self._queues.count(entry)
+        return self._queues.estimate(entry)
+
     # -- writes --------------------------------------------------------------------------------
 
     def set(self, key: Any, value: Any, ttl: Ttl = ..., /) -> None:

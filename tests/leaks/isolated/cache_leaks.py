@@ -153,6 +153,7 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "setdefault": lambda: [(c := cache()).setdefault("1", Value()), c.setdefault("n", Value())],
     "touch": lambda: [cache().touch("1"), cache().touch("1", 5), expired().touch("1")],
     "expires_in": lambda: [cache(ttl=5).expires_in("1"), refused(KeyError, cache().expires_in, 0)],
+    "frequency": lambda: [cache().frequency("1"), cache().frequency("x"), expired().frequency("1")],
     "expire": lambda: [expired().expire(), expired().expire(3)],
     "evict": lambda: [cache().evict(3), cache().evict(99)],
     "resize": lambda: [(c := cache()).resize(5), c.resize(9000), c.resize(1)],

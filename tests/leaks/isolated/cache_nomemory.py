@@ -132,6 +132,7 @@ CASES: list[tuple[str, Callable[[], Any], Callable[[Any], Any], str, int]] = [
     ("del", small, lambda c: c.__delitem__("1"), WHOLE, 0),
     ("touch", small, lambda c: c.touch("1", 5), WHOLE, 1),
     ("expires_in", lambda: timed(8), lambda c: c.expires_in("1"), WHOLE, 1),
+    ("frequency", lambda: timed(8), lambda c: c.frequency("1"), WHOLE, 0),
     ("expire", timed, lambda c: c.expire(), WHOLE, 1),
     ("expire limit", timed, lambda c: c.expire(20), WHOLE, 1),
     ("evict few", small, lambda c: c.evict(3), WHOLE, 0),
