@@ -42,6 +42,7 @@ cdef class Cache:
     cdef uint32_t releasing     # calls of `release` under way
     cdef bint has_default_ttl
     cdef double default_ttl
+    cdef uint32_t default_span  # the same in ticks, by the built-in clock
     # weights
     cdef object weigher
     cdef uint64_t max_weight_, weight_
@@ -55,6 +56,7 @@ cdef class Cache:
     cdef object lookup(self, object key, object default)
     cdef object lookup_left(self, object key, object default, double* left)
     cdef int store(self, object key, object value) except -1
+    cdef inline int write(self, object key, object value, PyObject* ttl) except -1
 
     cdef inline uint32_t find(self, object key, uint32_t mixed) except 0xFFFFFFFF
     cdef uint32_t probe(self, object key, uint32_t mixed) except 0xFFFFFFFF
@@ -78,8 +80,11 @@ cdef class Cache:
     cdef int deadline(self, double now_s, double ttl, uint32_t* tick) except -1
     cdef int parse_ttl(self, object ttl, double* seconds) except -1
     cdef uint32_t weigh(self, object key, object value) except? 0xFFFFFFFF
-    cdef int assign(self, object key, uint32_t mixed, object value, bint has_ttl,
-                    double ttl) except -1
+    cdef inline int assign(self, object key, uint32_t mixed, object value, bint has_ttl,
+                           double ttl, uint32_t span) except -1
+    cdef int bring(self, uint32_t s, object key, uint32_t mixed, object value, bint has_ttl,
+                   uint32_t expiry, uint32_t tick) except -1
+    cdef inline bint lacks_adaptive(self) noexcept
     cdef int put(self, object key, uint32_t mixed, object value, bint has_ttl, double ttl,
                  uint32_t weight, Batch* batch) except -1
     cdef inline void promote(self, uint32_t s) noexcept

@@ -51,15 +51,16 @@ Threads
 Files
     This one holds the class, and what single keys and blocks of keys go through. Compiled with
     it, as inline functions over `Cache`, are _cache_arrays.pxd (the arrays made anew, emptied,
-    given back), _cache_check.pxd, _cache_collect.pxd, _cache_dump.pxd and _cache_whole.pxd (what
-    goes through all entries); _removed.pxd keeps the pairs that left until they are released.
+    given back), _cache_check.pxd, _cache_collect.pxd, _cache_doors.pxd (how `get` and `set` are
+    called), _cache_dump.pxd and _cache_whole.pxd (what goes through all entries); _removed.pxd
+    keeps the pairs that left until they are released.
 """
 
 cimport cython
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.math cimport INFINITY, floor
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -84,6 +85,7 @@ from beastcore._bulk cimport (
 from beastcore._cache_arrays cimport FIRST_CAPACITY, SMALL, cache_free, cache_rebuild
 from beastcore._cache_check cimport check_cache
 from beastcore._cache_collect cimport collect_arena, is_gc
+from beastcore._cache_doors cimport open_doors
 from beastcore._cache_dump cimport cache_export, cache_import
 from beastcore._cache_whole cimport (
     ITEMS,
@@ -312,6 +314,7 @@ cdef class Cache:
         self.policy_state.slack = BY_SIZE if laziness is None else laziness
         self.has_default_ttl = seconds is not None
         self.default_ttl = seconds if self.has_default_ttl else 0.0
+        self.default_span = self.span_of(self.default_ttl)
         self.policy_ = name
         self.weigher = weigher
         self.max_weight_ = heaviest if weigher is not None else 0
@@ -709,6 +712,10 @@ cdef class Cache:
             return policy_window_oldest(&self.policy_state)
         return oldest(&self.policy_state, WINDOW)
 
+    cdef inline bint lacks_adaptive(self) noexcept:
+        """Whether the policy has not begun to adapt, and may have to."""
+        return self.adaptive == NULL and self.is_adaptive
+
     cdef int adapt(self, uint64_t entries) except -1:
         """Begin to adapt, to a cache of about so many entries, or begin anew after a resize."""
         cdef size_t room = adaptive_bytes(entries)
@@ -858,32 +865,35 @@ cdef class Cache:
             )
         return <uint32_t>weight
 
-    cdef int assign(self, object key, uint32_t mixed, object value, bint has_ttl,
-                    double ttl) except -1:
-        """Store one entry: the short way where nobody is to be asked or told and it is clear."""
-        cdef uint32_t s, victim, tick = 0, expiry = 0
+    cdef inline int assign(self, object key, uint32_t mixed, object value, bint has_ttl,
+                           double ttl, uint32_t span) except -1:
+        """Store one entry, for `span` ticks by the built-in clock."""
+        cdef uint32_t s, tick = 0, expiry = 0
         cdef PyObject* old
-        cdef Gone gone
         if not self.is_plain:
-            self.put(key, mixed, value, has_ttl, ttl, self.weigh(key, value), NULL)
-            return 0
+            return self.put(key, mixed, value, has_ttl, ttl, self.weigh(key, value), NULL)
         s = self.find(key, mixed)
         # From here to the releases no Python code runs.
         if has_ttl or self.n_ttl:
             tick = self.plain_tick()
             if has_ttl:
-                expiry = tick + self.span_of(ttl)
+                expiry = tick + span
             if self.wheel.links == NULL or wheel_waits(&self.wheel, tick >> TICK_BITS):
                 return self.settle(s, key, mixed, value, has_ttl, expiry, tick, 1, NULL)
-        if self.adaptive == NULL and self.is_adaptive:
-            return self.settle(s, key, mixed, value, has_ttl, expiry, tick, 1, NULL)
-        if s != 0 and self.cause_of(s, tick) == SIZE:
-            old = self.replace(s, value, has_ttl, expiry, 1)
-            if self.is_adaptive:  # the hit may have changed the window's share
-                policy_overflow(&self.policy_state)
-            Py_XDECREF(old)
-            return 0
-        if s != 0 or self.size < self.maxsize_ or not self.has_room():
+        if s == 0 or self.cause_of(s, tick) == EXPIRED or self.lacks_adaptive():
+            return self.bring(s, key, mixed, value, has_ttl, expiry, tick)
+        old = self.replace(s, value, has_ttl, expiry, 1)
+        if self.is_adaptive:  # the hit may have changed the window's share
+            policy_overflow(&self.policy_state)
+        Py_DECREF(<object>old)
+        return 0
+
+    cdef int bring(self, uint32_t s, object key, uint32_t mixed, object value, bint has_ttl,
+                   uint32_t expiry, uint32_t tick) except -1:
+        """Go on with `assign` for a new entry: the short way where it is clear who leaves."""
+        cdef uint32_t victim
+        cdef Gone gone
+        if s != 0 or self.size < self.maxsize_ or not self.has_room() or self.lacks_adaptive():
             return self.settle(s, key, mixed, value, has_ttl, expiry, tick, 1, NULL)
         s = self.insert(key, mixed, value, has_ttl, expiry, 1)
         victim = self.next_out()
@@ -1038,7 +1048,8 @@ cdef class Cache:
         slot.key = <PyObject*>key
         Py_INCREF(key)
         slot.hash = mixed
-        slot.flags &= FILED
+        slot.flags = (slot.flags & FILED) | (HAS_GC if is_gc(slot.key) else 0)
+        self.n_gc += slot.flags & HAS_GC != 0
         index_add(&self.index, mixed, s)
         self.size += 1
         self.version += 1
@@ -1057,15 +1068,16 @@ cdef class Cache:
                                uint32_t weight) noexcept:
         """Write what a new value brings: itself, its weight and its time to live."""
         cdef Slot* slot = &self.slots[s]
-        cdef uint32_t flags = slot.flags
-        cdef bint gc
+        cdef uint32_t flags = slot.flags, had = flags & (HAS_TTL | HAS_GC), has = has_ttl
         Py_INCREF(value)
         slot.value = <PyObject*>value
         slot.weight = weight
-        gc = is_gc(slot.value) or is_gc(slot.key)
-        self.n_gc += gc - (flags & HAS_GC) // HAS_GC
-        self.n_ttl += has_ttl - (flags & HAS_TTL)
-        slot.flags = (flags & ~<uint32_t>(HAS_TTL | HAS_GC)) | has_ttl | (HAS_GC if gc else 0)
+        if is_gc(slot.value) or (had & HAS_GC and is_gc(slot.key)):
+            has |= HAS_GC
+        if had != has:
+            self.n_ttl += has_ttl - (had & HAS_TTL)
+            self.n_gc += (has & HAS_GC) // HAS_GC - (had & HAS_GC) // HAS_GC
+            slot.flags = flags ^ had ^ has
         if has_ttl:
             if flags & FILED and expiry >= slot.expiry:
                 slot.expiry = expiry
@@ -1156,7 +1168,19 @@ cdef class Cache:
     cdef int store(self, object key, object value) except -1:
         """`set` with the cache's time to live for other modules of the engine."""
         cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
-        return self.assign(key, mixed, value, self.has_default_ttl, self.default_ttl)
+        return self.assign(key, mixed, value, self.has_default_ttl, self.default_ttl,
+                           self.default_span)
+
+    cdef inline int write(self, object key, object value, PyObject* ttl) except -1:
+        """`set`, with NULL for a `ttl` that is left out."""
+        cdef double seconds = 0.0
+        cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
+        cdef bint has_ttl
+        if ttl == NULL:
+            return self.assign(key, mixed, value, self.has_default_ttl, self.default_ttl,
+                               self.default_span)
+        has_ttl = self.parse_ttl(<object>ttl, &seconds)
+        return self.assign(key, mixed, value, has_ttl, seconds, self.span_of(seconds))
 
     # -- mapping -------------------------------------------------------------------------------
 
@@ -1168,7 +1192,7 @@ cdef class Cache:
 
     def __setitem__(self, key, value):
         cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
-        self.assign(key, mixed, value, self.has_default_ttl, self.default_ttl)
+        self.assign(key, mixed, value, self.has_default_ttl, self.default_ttl, self.default_span)
 
     def __delitem__(self, key):
         cdef uint32_t s = self.find_live(key, True)
@@ -1208,10 +1232,7 @@ cdef class Cache:
 
     def get(self, key, default=None, /):
         """Return the value of `key`, or `default`; counts, and is a use of the entry."""
-        cdef uint32_t s = self.hit_or_miss(key)
-        if s == 0:
-            return default
-        return <object>self.slots[s].value
+        return self.lookup(key, default)
 
     def peek(self, key, default=None, /):
         """Return the value of `key`, or `default`, without counting or changing anything."""
@@ -1226,12 +1247,7 @@ cdef class Cache:
         Replaces what was there, its time to live included. Raises ValueError, leaving the old
         entry, when the value is heavier than `max_weight`.
         """
-        cdef double seconds = self.default_ttl
-        cdef uint32_t mixed = mix_hash(hash_key(key), self.salt)
-        cdef bint has_ttl = self.has_default_ttl
-        if ttl is not ...:
-            has_ttl = self.parse_ttl(ttl, &seconds)
-        self.assign(key, mixed, value, has_ttl, seconds)
+        self.write(key, value, <PyObject*>ttl)
 
     def setdefault(self, key, default=None, /):
         """Return the value of `key`; store and return `default` if it is absent."""
@@ -1713,4 +1729,5 @@ cdef double seconds_of(object now) except? -1.0:
 
 
 collect_arena(Cache)
+open_doors(Cache)
 Mapping.register(Cache)

@@ -399,8 +399,8 @@ cdef inline void policy_adjust(Policy* p) noexcept nogil:
             return
 
 
-cdef inline void policy_overflow(Policy* p) noexcept nogil:
-    """While the cache is not full, what falls out of the window enters probation."""
+cdef inline void policy_shrink(Policy* p) noexcept nogil:
+    """Let some of what falls out of the window enter probation."""
     cdef uint32_t s, _i
     for _i in range(MOVES):
         if p.weight[WINDOW] <= p.window_target:
@@ -409,6 +409,12 @@ cdef inline void policy_overflow(Policy* p) noexcept nogil:
         if s == 0:
             return
         queue_move(p, PROBATION, s)
+
+
+cdef inline void policy_overflow(Policy* p) noexcept nogil:
+    """While the cache is not full, what falls out of the window enters probation."""
+    if p.weight[WINDOW] > p.window_target:
+        policy_shrink(p)
 
 
 cdef inline uint32_t policy_evict(Policy* p) noexcept nogil:
