@@ -397,6 +397,60 @@ def left_behind(tmp_path: Path, operations: Sequence[Operation], name: str) -> J
     return Journal(tmp_path / "writes.journal")
 
 
+UNDONE: list[Operation] = [Update("k/1", {"n": 1}), Merge("k/2", {"n": 1}), Delete("k/1")]
+"""Once carried out it is refused, for the document is gone."""
+
+
+@pytest.mark.parametrize("markers", ["transforms", "always"])
+def test_an_update_of_what_is_deleted_next_is_not_told_as_rejected(
+    store: CountingStore, journal: Journal, markers: str
+) -> None:
+    store.inner.commit([Set("k/1", {})])
+    store.after = Failing(StoreUnavailable("cut"))
+    told: list[Operation] = []
+    with batching(
+        store,
+        journal,
+        markers=markers,
+        on_committed=lambda operation, version: told.append(operation),
+    ) as batcher:
+        batcher.write(UNDONE, until="store", deadline=deadline_in(20))
+        report = batcher.get_stats()
+    assert (report.failed, report.confirmed) == (0, 1)
+    assert sorted(map(repr, told)) == sorted(map(repr, UNDONE))
+    assert journal.dead_letters() == []
+    assert_once(store, UNDONE)
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_replay_of_it_does_not_tell_it_as_rejected_either(
+    store: CountingStore, tmp_path: Path, noted: bool
+) -> None:
+    """Noted or not: its commits may have been two, and none of them noted as answered."""
+    store.inner.commit([Set("k/1", {})])
+    journal = Journal(tmp_path / "left.journal")
+    name = "ab" * 16
+    seqs = journal.append(UNDONE)
+    if noted:
+        journal.note_sent(name, seqs)
+    store.inner.commit([*UNDONE, marker_write(name, UNDONE)] if noted else UNDONE)
+    told: list[str] = []
+    with batching(
+        store,
+        journal,
+        markers="transforms",
+        on_committed=lambda operation, version: told.append(repr(operation)),
+    ) as batcher:
+        batcher.start()
+        assert batcher.overlay(store.get("k/1")).data is None
+        batcher.flush(deadline_in(20))
+        assert batcher.get_stats().failed == 0
+    assert sorted(told) == sorted(map(repr, UNDONE))
+    assert journal.dead_letters() == []
+    assert not store.get("k/1").exists
+    journal.close()
+
+
 @pytest.mark.parametrize("arrived", [True, False])
 def test_a_restart_sends_the_noted_batch_under_its_name(
     store: CountingStore, tmp_path: Path, arrived: bool

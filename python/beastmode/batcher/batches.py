@@ -10,7 +10,7 @@ from typing import Any
 from beastmode.batcher.entries import Entry
 from beastmode.batcher.markers import MARKER_BYTES
 from beastmode.batcher.outside import WriteJournal
-from beastmode.stores.documents import Operation
+from beastmode.stores.documents import Delete, Operation, Update
 
 __all__ = ["Batch", "Limits", "make_batches"]
 
@@ -159,4 +159,19 @@ def _named(entries: list[Entry], needs_marker: Callable[[Operation], bool]) -> B
 
 
 def _made(entries: list[Entry], *, marked: bool) -> Batch:
-    return Batch(entries, os.urandom(16).hex() if marked else None)
+    return Batch(entries, os.urandom(16).hex() if marked or _undoes_itself(entries) else None)
+
+
+def _undoes_itself(entries: Sequence[Entry]) -> bool:
+    """Return whether a repetition is refused because of what the first time did.
+
+    That is an `Update` of a document that a later operation deletes: without a marker it would be
+    taken for one that was never carried out.
+    """
+    updated: set[str] = set()
+    for entry in entries:
+        if isinstance(entry.operation, Update):
+            updated.add(entry.operation.path)
+        elif isinstance(entry.operation, Delete) and entry.operation.path in updated:
+            return True
+    return False

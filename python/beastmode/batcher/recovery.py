@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from beastmode.batcher.batches import Batch
 from beastmode.batcher.entries import Entry, Part, fold_entries
 from beastmode.batcher.outside import WriteJournal
-from beastmode.stores.documents import Operation
+from beastmode.stores.documents import Delete, Operation
 from beastmode.stores.operation_codec import encode_operation
 
 __all__ = ["Recovered", "recover"]
@@ -53,10 +53,10 @@ def recover(
                 markers.append((name, time.time() + grace_s))
                 journal.release(name, time.time() + grace_s)
                 continue
-            batch = Batch(_entries(members, journal), name)
+            batch = Batch(fold_entries(_entries(members, journal)), name)
             batch.fixed = batch.noted = batch.doubtful = True
             found.batches.append(batch)
-        found.entries += _entries(records, journal)
+        found.entries += fold_entries(_without_deleted(_entries(records, journal)))
         now = time.time()
         found.markers += [
             (name, journal, min(max(0.0, due - now), grace_s)) for name, due in markers
@@ -69,4 +69,21 @@ def _entries(records: dict[int, Operation], journal: WriteJournal) -> list[Entry
     for seq, operation in records.items():
         size = encode_operation(operation).size
         entries.append(Entry(operation, [Part(operation, seq, size)], size, journal))
-    return fold_entries(entries)
+    return entries
+
+
+def _without_deleted(entries: list[Entry]) -> list[Entry]:
+    """Have what stands before the deletion of its document be that deletion as well.
+
+    The store may have all of them already: then an `Update` among them would be refused now, for
+    the document is gone, and be told as rejected although it was carried out.
+    """
+    deletion: dict[str, int] = {}
+    for index, entry in enumerate(entries):
+        if isinstance(entry.operation, Delete):
+            deletion[entry.operation.path] = index
+    for index, entry in enumerate(entries):
+        last = deletion.get(entry.operation.path, -1)
+        if index < last:
+            entry.operation = entries[last].operation
+    return entries
