@@ -648,6 +648,39 @@ def test_commits_keep_to_the_stores_limits(store: CountingStore, journal: Journa
     assert 200 < max(sizes) <= 488, "of 1000 bytes, 512 are set aside for the marker"
 
 
+def test_callers_are_not_held_up_while_a_batch_is_encoded(
+    store: CountingStore, journal: Journal
+) -> None:
+    measuring, go_on = threading.Event(), threading.Event()
+
+    def measure(operations: Sequence[Operation]) -> int:
+        if threading.current_thread().name == "beastmode-batcher":
+            measuring.set()
+            assert go_on.wait(10)
+        return 10
+
+    store.commit_limits = Limit()  # type: ignore[attr-defined]
+    store.commit_size = measure  # type: ignore[attr-defined]
+    with batching(store, journal, max_ops=4) as batcher:
+        batcher.write(sets(4))
+        assert measuring.wait(10)
+        done = threading.Event()
+
+        def use() -> None:
+            batcher.write([Set("k/other", {})])
+            assert batcher.overlay(store.get("k/0")).data == {"n": 0}
+            assert batcher.get_stats().pending == 5
+            done.set()
+
+        threading.Thread(target=use, daemon=True).start()
+        assert done.wait(10), "somebody held the lock"
+        with batcher._changed:
+            batcher._pending._check()
+        go_on.set()
+        batcher.flush()
+    assert_once(store, [*sets(4), Set("k/other", {})])
+
+
 def test_an_operation_that_no_commit_can_hold_is_refused_to_its_caller(
     store: CountingStore, journal: Journal
 ) -> None:

@@ -110,7 +110,7 @@ class Flusher(DirectCommits):
         return goal
 
     def split(self, entries: list[Entry]) -> list[Batch]:
-        """Make batches of entries, in order, each small enough for one commit."""
+        """Make batches of entries, in order, each small enough for one commit. Needs no lock."""
         buffer = self._pending.buffer
         return list(
             make_batches(
@@ -220,12 +220,17 @@ class Flusher(DirectCommits):
     def _flush(self) -> None:
         """Commit one batch of buffered operations, or what is left of earlier ones."""
         with self._changed:
+            entries: list[Entry] = []
             if not self.work:
                 most = self.limits.cap(self._pending.buffer.max_ops)
                 entries = self._pending.take(self.sender.pace.cap(most))
-                self.work.extend(self.split(entries))
             self.flushes += 1
             self._flushed_last = True
+        if entries:
+            batches = self.split(entries)  # encodes them where they are many bytes: no lock held
+            with self._changed:
+                # In front of what was adopted meanwhile, and will be seen after these.
+                self.work.extendleft(reversed(batches))
         while self.work:
             batch = self.work[0]
             try:
