@@ -581,6 +581,23 @@ def test_a_provisional_entry_shows_the_own_write_while_the_store_fails(
         cache.get(KEY)
 
 
+def test_what_the_store_said_is_not_exchanged_for_a_guess(
+    cache: BeastModeCache, store: ScriptedStore
+) -> None:
+    """A guess has the newer version, but lacks what others wrote: who asked the store gets that."""
+    cache.get(KEY)
+    cache.doubt([KEY])
+    foreign = store.put(KEY, n=1, m=5)  # unheard
+    loading = Loading(cache, store)
+    cache.write_started(KEY)
+    own = store.put(KEY, n=2, m=5)
+    cache.write_finished(KEY, None, version=own.version, operation=Merge(KEY, {"n": 2}))
+    assert cache.get_stats().guesses == 1
+    assert loading.end() == foreign
+    assert cache.get(KEY) == Answer(own, "store")
+    assert cache.get_stats().discarded == 1
+
+
 def test_doubt_outlives_the_confirmation_of_a_provisional_entry(
     cache: BeastModeCache, store: ScriptedStore
 ) -> None:

@@ -296,6 +296,11 @@ class Holdings:
             return None
         return entry.document
 
+    def is_guess(self, key: Key) -> bool:
+        """Return whether what is held under `key` may lack what others have written."""
+        entry: Entry | None = self.engine.peek(key)
+        return entry is not None and bool(entry.flags & PROVISIONAL)
+
     def has(self, key: Key, version: int) -> bool:
         """Return whether something newer is held under `key`, or this version and beyond doubt."""
         entry: Entry | None = self.engine.peek(key)

@@ -10,7 +10,7 @@ The rules, per path
     2. A write, a change, an invalidation, doubt, `set` and `clear` kill the token: readers that
        already wait get what the flight brings (they began before), later readers start a new one.
     3. The version held under a key never goes back; a reader whose load brought less than what
-       is held, or than what others have seen of it meanwhile, gets that.
+       is held, or than what others have seen of it meanwhile, gets that (but no guess, rule 5).
     4. While a write is pending nothing that was read from the store is installed. The newest
        change heard meanwhile is kept, and taken up when the write finishes if it is not older.
        If only its version is known (another write has it), the entry is dropped, to be loaded.

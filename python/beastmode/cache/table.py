@@ -206,6 +206,10 @@ class FlightTable:
             else:
                 document = flight.newest(document)
             newer = self._held.newer(flight.key, document.version)
+            if newer is not None and not flight.live and self._held.is_guess(flight.key):
+                # Made of a write that came after the load began. It may lack what others wrote,
+                # which the load has seen; what is pending or was since is the writer's to add.
+                newer = None
             if newer is not None and not (flight.live and is_unclear(newer, document)):
                 document = newer
                 self.discarded += 1
