@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from beastmode.batcher import BeastModeBatcher
+from beastmode.batcher.waiting import ThreadWaiter
 from beastmode.errors import (
     BufferFullError,
     ClosedError,
@@ -80,6 +81,35 @@ def make(store: FaultyStore) -> Iterator[Make]:
 
 def visible(batcher: BeastModeBatcher, store: FaultyStore, path: str) -> Any:
     return batcher.overlay(store.get(path)).data
+
+
+# Interrupts.
+
+
+@pytest.mark.parametrize("came", [False, True], ids=["no room yet", "room at that moment"])
+def test_an_interrupted_wait_for_room_gives_it_back(
+    make: Make, store: FaultyStore, journal: Journal, monkeypatch: pytest.MonkeyPatch, came: bool
+) -> None:
+    gate = store.before = Gate()
+    batcher = make(journal, max_pending_ops=1)
+    batcher.write([Set("k/1", {})])
+    wait = ThreadWaiter.wait
+
+    def interrupted(waiter: ThreadWaiter, until: float) -> bool:
+        monkeypatch.setattr(ThreadWaiter, "wait", wait)
+        if came:
+            gate.open.set()
+            assert wait(waiter, deadline_in(10))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadWaiter, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        batcher.write([Set("k/2", {})], deadline=deadline_in(30))
+    gate.open.set()
+    batcher.write([Set("k/3", {})], deadline=deadline_in(10))
+    batcher.close(deadline_in(10))
+    assert not store.get("k/2").exists
+    assert store.get("k/3").exists
 
 
 # When a batch is due.

@@ -204,10 +204,7 @@ class BeastModeBatcher(BatcherLife):
         else:
             room = ThreadWaiter()
             if not self._intake.reserve(call, room):
-                if self._when_full == "wait" and room.wait(call.deadline):
-                    room.result()
-                else:
-                    self._intake.leave_queue(call, room)
+                self._intake.wait_for_room(call, room, self._when_full == "wait")
             self._intake.submit(call, encoded, waiter, until)
         if not waiter.wait(call.deadline + _GRACE_S):
             self._intake.abandon(call, waiter)
@@ -235,7 +232,7 @@ class BeastModeBatcher(BatcherLife):
         else:
             room = LoopWaiter()
             if not self._intake.reserve(call, room):
-                await self._intake.wait_for_room(call, room, self._when_full == "wait")
+                await self._intake.await_room(call, room, self._when_full == "wait")
             self._intake.submit(call, encoded, waiter, until)
         if not await waiter.wait(call.deadline + _GRACE_S):
             self._intake.abandon(call, waiter)

@@ -6,7 +6,6 @@ operation become pending, so the order in memory is that of a replay.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from beastmode.batcher.entries import WriteCall
 from beastmode.batcher.flusher import Flusher
 from beastmode.batcher.outside import Callbacks, WriteJournal
 from beastmode.batcher.pending import PendingWrites
-from beastmode.batcher.waiting import LoopWaiter, Waiter
+from beastmode.batcher.waiting import LoopWaiter, ThreadWaiter, Waiter
 from beastmode.errors import BufferFullError, ClosedError, RequestError, StoreTimeout
 from beastmode.stores.documents import Delete, Merge, Operation, Set, Update, detached
 from beastmode.stores.operation_codec import EncodedOperation, encode_operation
@@ -79,7 +78,7 @@ class Intake:
             self._changed.notify_all()  # a flush makes room
             return False
 
-    def leave_queue(self, call: WriteCall, room: Waiter) -> None:
+    def _leave_queue(self, call: WriteCall, room: Waiter) -> None:
         """Stop waiting for room: BufferFullError, unless it has come after all."""
         with self._changed:
             if not self._pending.give_up(room):
@@ -95,18 +94,34 @@ class Intake:
             f"{self._pending.max_pending_bytes}){because(failure)}"
         ) from failure
 
-    async def wait_for_room(self, call: WriteCall, room: LoopWaiter, patient: bool) -> None:
-        """Wait on the event loop, or give up at once; a cancelled call gives back its room."""
+    def wait_for_room(self, call: WriteCall, room: ThreadWaiter, patient: bool) -> None:
+        """Wait, or give up at once; an interrupted call gives back its room."""
         try:
-            if patient and await room.wait(call.deadline):
-                room.result()
-            else:
-                self.leave_queue(call, room)
-        except asyncio.CancelledError:
-            with self._changed:
-                if not self._pending.give_up(room) and room.error is None:
-                    self._give_room_back(call)
+            came = patient and room.wait(call.deadline)
+        except BaseException:  # KeyboardInterrupt
+            self._drop_room(call, room)
             raise
+        self._enter(call, room, came)
+
+    async def await_room(self, call: WriteCall, room: LoopWaiter, patient: bool) -> None:
+        """As `wait_for_room`, on the event loop; a cancelled call gives back its room."""
+        try:
+            came = patient and await room.wait(call.deadline)
+        except BaseException:  # CancelledError
+            self._drop_room(call, room)
+            raise
+        self._enter(call, room, came)
+
+    def _enter(self, call: WriteCall, room: ThreadWaiter | LoopWaiter, came: bool) -> None:
+        if came:
+            room.result()
+        else:
+            self._leave_queue(call, room)
+
+    def _drop_room(self, call: WriteCall, room: Waiter) -> None:
+        with self._changed:
+            if not self._pending.give_up(room) and room.error is None:
+                self._give_room_back(call)
 
     def submit(
         self, call: WriteCall, encoded: list[EncodedOperation], waiter: Waiter, until: Until
