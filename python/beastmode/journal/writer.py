@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from typing import Final, Literal, get_args
 
 from beastmode.errors import ClosedError, ConfigError, ForkedError, JournalError
+from beastmode.forking import tell_after_fork
 from beastmode.journal.database import Database
 from beastmode.journal.files import LifetimeLock, create_private, resolve_location
 from beastmode.journal.group_commit import GroupCommit
@@ -85,8 +85,7 @@ class Journal(GroupCommit):
         except BaseException:
             self._lock.release()
             raise
-        if hasattr(os, "register_at_fork"):
-            _guard_fork(self)
+        tell_after_fork(self)
 
     def append(self, operations: Sequence[Operation], *, timeout: float = 30.0) -> list[int]:
         """Make `operations` durable together, and return their sequence numbers in order.
@@ -416,24 +415,16 @@ class Journal(GroupCommit):
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"the journal {self.path!r} is closed")
 
-    def _after_fork_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
+        """Let go of the parent's file, in a child that was forked. See `tell_after_fork`."""
+        if self._closed:
+            return
         # The lock must end with the parent, not with this child.
         self._lock.abandon()
         # Closing the connection here could wait for ever for a mutex that a thread of the parent
         # held, or write to the parent's file: it gets a reference that nobody ever drops.
         if ctypes is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database.connection))
-
-
-def _guard_fork(journal: Journal) -> None:
-    reference = weakref.ref(journal)
-
-    def in_child() -> None:
-        alive = reference()
-        if alive is not None and not alive._closed:  # noqa: SLF001 - this module's own class
-            alive._after_fork_in_child()  # noqa: SLF001
-
-    os.register_at_fork(after_in_child=in_child)
 
 
 def _check_int(name: str, value: object, minimum: int) -> None:

@@ -13,7 +13,6 @@ import logging
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter_ns
 from typing import Any, Self
@@ -22,6 +21,7 @@ from beastmode.cache import Answer, BeastModeCache, Rule
 from beastmode.config import SETTINGS, BeastModeConfig
 from beastmode.connections import BeastModeConnectionPool
 from beastmode.errors import ClosedError, ConfigError, ForkedError, RequestError, WriteRejected
+from beastmode.forking import tell_after_fork
 from beastmode.optimizer.parts import Parts, PartsReport, check_store
 from beastmode.optimizer.tally import Tally
 from beastmode.optimizer.ways import Ways
@@ -106,7 +106,7 @@ class BeastModeOptimizer:
         self._record_hit = self._tally.record_hit
         self._parts.housekeeper.add("activation", 0.25, self._activate)
         self._parts.housekeeper.add("commits", 5.0, self._ways.forget_closed_loops)
-        _mark_in_child(self)
+        tell_after_fork(self)
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -449,6 +449,11 @@ class BeastModeOptimizer:
         self._tally.end("other", perf_counter_ns() - began)
         return Response("table")
 
+    def after_fork_in_child(self) -> None:
+        """Refuse work in a forked child, where the threads do not run. See `tell_after_fork`."""
+        self._forked = True
+        self._active = False
+
     def _count_error(self, error: Exception, began: int) -> None:
         refused = isinstance(error, (RequestError, WriteRejected))
         self._tally.end("refused" if refused else "failed", perf_counter_ns() - began)
@@ -456,18 +461,3 @@ class BeastModeOptimizer:
 
 def _bad_user(user_id: object) -> RequestError:
     return RequestError(f"user_id must be hashable, or None; got {user_id!r}")
-
-
-def _mark_in_child(optimizer: BeastModeOptimizer) -> None:
-    """Make the optimizer refuse work in a forked child, where its threads do not run."""
-    if not hasattr(os, "register_at_fork"):
-        return
-    reference = weakref.ref(optimizer)
-
-    def mark() -> None:
-        alive = reference()
-        if alive is not None:
-            alive._forked = True  # noqa: SLF001 - this module's own class
-            alive._active = False  # noqa: SLF001
-
-    os.register_at_fork(after_in_child=mark)
