@@ -46,7 +46,11 @@ def _consistency(quick: bool) -> Any:
 
 def _crashes(quick: bool) -> Any:
     """Run the program that kills a writing process again and again, and once over a bad network."""
-    return [_crash("counting", 4 if quick else 200), _crash("faulty", 2 if quick else 50)]
+    return [
+        _crash("counting", 4 if quick else 200),
+        _crash("faulty", 2 if quick else 50),
+        _crash("faulty-plain", 2 if quick else 50),
+    ]
 
 
 def _crash(what: str, trials: int) -> Any:

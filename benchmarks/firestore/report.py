@@ -42,6 +42,7 @@ def _crashes(found: list[dict[str, Any]]) -> list[str]:
     names = {
         "counting": "`kill -9` of the application, answers lost, operations refused",
         "faulty": "the same over a proxy that cuts and holds the connection",
+        "faulty-plain": "over such a proxy without transforms: what is late undoes nothing",
     }
     rows = [
         [
