@@ -79,6 +79,11 @@ def test_the_emulator_needs_no_credentials(
     place = find_place(google, "p", "d", emulator_host="127.0.0.1:2")
     assert (place.target, place.database) == ("127.0.0.1:2", "projects/p/databases/d")
     assert place.documents == "projects/p/databases/d/documents/"
+    assert dict(place.options())["grpc.keepalive_time_ms"] > 300_000, (
+        "else it closes the connection"
+    )
+    rare = find_place(google, "p", "d", emulator_host="127.0.0.1:2", keepalive_s=9.0)
+    assert dict(rare.options())["grpc.keepalive_time_ms"] == 9_000
     metadata = dict(place.metadata(google))
     assert metadata["google-cloud-resource-prefix"] == "projects/p/databases/d"
     assert metadata["x-goog-request-params"] == "database=projects%2Fp%2Fdatabases%2Fd"
@@ -99,6 +104,7 @@ def test_production_takes_credentials_and_project_of_the_environment(
     assert (place.is_emulator, place.target) == (False, "firestore.googleapis.com")
     assert (place.project, place.credentials) == ("of-the-environment", "credentials")
     assert found == [google.scopes]
+    assert dict(place.options())["grpc.keepalive_time_ms"] == 30_000
     assert "authorization" not in dict(place.metadata(google))
     own: Any = SimpleNamespace(project_id="of-the-key")
     assert find_place(known, None, "d", credentials=own).project == "of-the-key"

@@ -71,7 +71,8 @@ class FirestoreBase:
     emulator by `emulator_host` or the environment variable FIRESTORE_EMULATOR_HOST. `deadline_s`
     is what a call without a deadline has. A call that fails for the moment is repeated up to
     `max_retries` times within its deadline. `keepalive_s` is how often an idle connection is
-    tested. `endpoint` is another server than firestore.googleapis.com, as "host:port".
+    tested: 30 s, 330 at an emulator, which closes a connection that is tested more often than
+    every 5 minutes. `endpoint` is another server than firestore.googleapis.com, as "host:port".
     `listen_silence_s` and `listen_targets_per_stream` are for its feeds: docs/real-time-sync.md.
 
     Raises MissingExtra where Google's libraries are not installed, ConfigError for an argument
@@ -91,12 +92,13 @@ class FirestoreBase:
         endpoint: str | None = None,
         deadline_s: float = 2.0,
         max_retries: int = 5,
-        keepalive_s: float = 30.0,
+        keepalive_s: float | None = None,
         listen_silence_s: float = SILENCE_S,
         listen_targets_per_stream: int = TARGETS_PER_STREAM,
     ) -> None:
         check_seconds("deadline_s", deadline_s)
-        check_seconds("keepalive_s", keepalive_s)
+        if keepalive_s is not None:
+            check_seconds("keepalive_s", keepalive_s)
         check_seconds("listen_silence_s", listen_silence_s)
         check_count("listen_targets_per_stream", listen_targets_per_stream)
         retries: object = max_retries

@@ -23,6 +23,9 @@ PRODUCTION: Final = "firestore.googleapis.com"
 _SERVER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+)(:\d{1,5})?")
 """A name, an IPv4 or a bracketed IPv6 address, and a port where there is one."""
 _EMULATOR_PROJECT: Final = "google-cloud-firestore-emulator"
+_KEEPALIVE_S: Final = 30.0
+"""As Google's own client has it."""
+_EMULATOR_KEEPALIVE_S: Final = 330.0
 _SERVICE: Final = "/google.firestore.v1.Firestore/"
 _NO_CREDENTIALS: Final = (
     "no Google credentials were found ({error}); run `gcloud auth application-default login`, or "
@@ -95,7 +98,7 @@ def find_place(
     credentials: Any = None,
     emulator_host: str | None = None,
     endpoint: str | None = None,
-    keepalive_s: float = 30.0,
+    keepalive_s: float | None = None,
 ) -> Place:
     """Return where the store's documents are, found as Google's own client finds it.
 
@@ -113,7 +116,8 @@ def find_place(
         _check_server(f"the environment variable {EMULATOR_VARIABLE}", host)
     project = project or os.environ.get("GOOGLE_CLOUD_PROJECT") or os.environ.get("GCLOUD_PROJECT")
     if host:
-        return Place(project or _EMULATOR_PROJECT, database, host, None, keepalive_s)
+        every = _EMULATOR_KEEPALIVE_S if keepalive_s is None else keepalive_s
+        return Place(project or _EMULATOR_PROJECT, database, host, None, every)
     found: str | None = None
     if credentials is None:
         try:
@@ -125,7 +129,8 @@ def find_place(
         raise ConfigError(
             "no project is given, and neither GOOGLE_CLOUD_PROJECT nor the credentials name one"
         )
-    return Place(project, database, endpoint or PRODUCTION, credentials, keepalive_s)
+    every = _KEEPALIVE_S if keepalive_s is None else keepalive_s
+    return Place(project, database, endpoint or PRODUCTION, credentials, every)
 
 
 def _check_name(name: str, value: object, *, optional: bool = False) -> None:
