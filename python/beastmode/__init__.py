@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from beastmode.connections import BeastModeConnectionPool
     from beastmode.cost import Prices
     from beastmode.errors import BeastError
-    from beastmode.optimizer import BeastModeOptimizer
+    from beastmode.optimizer import AsyncTransaction, BeastModeOptimizer, Transaction
     from beastmode.requests import Request, Response
     from beastmode.stats import PerformanceStats
     from beastmode.stores.base import AsyncStore, Change, Filter, Order, Query, Store, Target
@@ -63,6 +63,7 @@ __all__ = [
     "ArrayUnion",
     "AsyncFirestoreStore",
     "AsyncStore",
+    "AsyncTransaction",
     "BeastError",
     "BeastModeBatcher",
     "BeastModeCache",
@@ -96,6 +97,7 @@ __all__ = [
     "Target",
     "ThreadedAsyncStore",
     "Timestamp",
+    "Transaction",
     "Update",
     "Vector",
     "__version__",
@@ -110,7 +112,7 @@ _HOMES: Final = {
         ("connections", "BeastModeConnectionPool"),
         ("cost", "Prices"),
         ("errors", "BeastError"),
-        ("optimizer", "BeastModeOptimizer"),
+        ("optimizer", "AsyncTransaction BeastModeOptimizer Transaction"),
         ("requests", "Request Response"),
         ("stats", "PerformanceStats"),
         ("stores.base", "AsyncStore Change Filter Order Query Store Target"),

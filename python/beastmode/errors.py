@@ -12,6 +12,7 @@ BeastError
 |   +-- StoreTimeout            it did not answer before the deadline
 |   +-- StoreRefused            it answered that it serves none of our calls, whatever they ask
 |   +-- StoreCorrupt            what it holds cannot be read
+|   +-- TransactionConflict     others have written what a transaction read, or hold it
 |   +-- WriteRejected           it refused these operations, and always will
 |       +-- PreconditionFailed  a precondition of an operation did not hold
 |       +-- DocumentMissing     an Update named a document that does not exist
@@ -58,6 +59,7 @@ __all__ = [
     "StoreUnavailable",
     "TableFullError",
     "TraceError",
+    "TransactionConflict",
     "WriteRejected",
 ]
 
@@ -113,6 +115,10 @@ class StoreRefused(StoreError):
 
 class StoreCorrupt(StoreError):
     """What the store holds cannot be read; trying again does not help."""
+
+
+class TransactionConflict(StoreError):
+    """Others have written what a transaction read, or keep it from them; running it again helps."""
 
 
 class WriteRejected(StoreError):

@@ -204,6 +204,8 @@ def test_what_may_be_applied_twice() -> None:
     assert is_repeatable([Set("u/a", {}), Merge("u/a", {}), Update("u/a", {"n": 1}), Delete("u/a")])
     assert not is_repeatable([Set("u/a", {}), Set("u/a", {}, Precondition(exists=False))])
     assert not is_repeatable([Update("u/a", {"n": Increment(1)})])
+    assert is_repeatable([Update("u/a", {"n": Increment(1)})], b"transaction"), "committed once"
+    assert is_repeatable(None), "a read"
 
 
 # -- attempts --------------------------------------------------------------------------------------

@@ -24,7 +24,15 @@ from typing import Any, Generic, Protocol, TypeVar
 from beastmode.cache.rules import Key, Policy
 from beastmode.errors import CacheError, StoreTimeout
 
-__all__ = ["GRACE_S", "AbandonedError", "Flight", "is_loading", "loading", "running_loop"]
+__all__ = [
+    "GRACE_S",
+    "AbandonedError",
+    "Flight",
+    "Versioned",
+    "is_loading",
+    "loading",
+    "running_loop",
+]
 
 GRACE_S = 0.5
 """How long after its deadline a load may still end before it is given up."""

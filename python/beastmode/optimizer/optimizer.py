@@ -24,6 +24,7 @@ from beastmode.errors import ClosedError, ConfigError, ForkedError, RequestError
 from beastmode.forking import tell_after_fork
 from beastmode.optimizer.parts import Parts, PartsReport, check_store
 from beastmode.optimizer.tally import Tally
+from beastmode.optimizer.transactions import Transacting
 from beastmode.optimizer.ways import Ways
 from beastmode.process import ProcessProbe
 from beastmode.requests import Request, Response, Source
@@ -38,7 +39,7 @@ __all__ = ["BeastModeOptimizer"]
 logger = logging.getLogger(__name__)
 
 
-class BeastModeOptimizer:
+class BeastModeOptimizer(Transacting):
     """Serves documents of `store` to threads and event loops, with beast mode on or off.
 
     `store`        a `Store`, the path of a SQLite file, or None for `config.store_path`

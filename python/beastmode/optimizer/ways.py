@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, Protocol, Self, TypeVar
 
 from beastmode.cache import Answer
 from beastmode.errors import BeastError, ClosedError
@@ -17,9 +17,31 @@ from beastmode.optimizer.parts import Parts, committed_document
 from beastmode.requests import Request, Source
 from beastmode.stores.documents import Delete, Document, Operation, Set, detached
 
-__all__ = ["Ways"]
+__all__ = ["AsyncCommit", "Commit", "Ways"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Commit(Protocol):
+    """The `commit` of a store, or of a transaction."""
+
+    def __call__(
+        self, operations: Sequence[Operation], *, deadline: float | None = None
+    ) -> list[int]:
+        """See `Store.commit`."""
+        ...
+
+
+class AsyncCommit(Protocol):
+    """The awaited `commit` of a store, or of a transaction."""
+
+    async def __call__(
+        self, operations: Sequence[Operation], *, deadline: float | None = None
+    ) -> list[int]:
+        """See `Store.commit`."""
+        ...
 
 
 class Ways:
@@ -40,7 +62,7 @@ class Ways:
         self._auditor = parts.auditor
         self._unflushed = parts.unflushed
         # Event loops hold tasks weakly, so someone has to hold them.
-        self._commits: set[asyncio.Task[list[int] | None]] = set()
+        self._commits: set[asyncio.Task[Any]] = set()
 
     def get(
         self, user: str | None, request: Request, deadline: float | None, *, active: bool
@@ -150,14 +172,25 @@ class Ways:
             versions = batcher.write(request.operations, deadline=deadline)
             return ("journal" if versions is None else "store"), versions
         operations = tuple(map(detached, request.operations))
-        self._settle(operations, deadline)
+        self.settle(_paths(operations), deadline)
+        return "store", self.commit(operations, self._store.commit, deadline, active=active)
+
+    def commit(
+        self,
+        operations: Sequence[Operation],
+        commit: Commit,
+        deadline: float | None,
+        *,
+        active: bool,
+    ) -> list[int]:
+        """Have `commit` apply operations past the batcher, and the cache learn of it.
+
+        What was pending of their documents is settled already.
+        """
         with _Direct(self._parts, operations, keep=active) as direct:
-            direct.versions = self._store.commit(operations, deadline=deadline)
-        try:
-            self._settle(operations, deadline)
-        except BeastError as error:
-            _warn_of_replay(error)
-        return "store", direct.versions
+            versions = direct.versions = commit(operations, deadline=deadline)
+        self.settle_after(_paths(operations), deadline)
+        return versions
 
     async def awrite(
         self, request: Request, deadline: float | None, *, active: bool
@@ -168,43 +201,80 @@ class Ways:
             versions = await batcher.awrite(request.operations, deadline=deadline)
             return ("journal" if versions is None else "store"), versions
         operations = tuple(map(detached, request.operations))
-        await self._asettle(operations, deadline)
+        await self.asettle(_paths(operations), deadline)
+        return "store", await self.acommit(
+            operations, self._async_store.commit, deadline, active=active
+        )
+
+    async def acommit(
+        self,
+        operations: Sequence[Operation],
+        commit: AsyncCommit,
+        deadline: float | None,
+        *,
+        active: bool,
+    ) -> list[int]:
+        """As `commit`, for coroutines."""
         # A task of its own: when the caller is cancelled the store may commit all the same, and
         # the cache must then learn of it at the end, not before.
-        task = asyncio.create_task(self._acommit(operations, deadline, active=active))
+        return await self.shielded(self._acommit(operations, commit, deadline, active=active))
+
+    async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work` as a task of its own, which goes on when the caller is cancelled."""
+        task = asyncio.create_task(work)
         self._commits.add(task)
         task.add_done_callback(self._ended)
-        return "store", await asyncio.shield(task)
+        return await asyncio.shield(task)
 
     async def _acommit(
-        self, operations: Sequence[Operation], deadline: float | None, *, active: bool
-    ) -> list[int] | None:
+        self,
+        operations: Sequence[Operation],
+        commit: AsyncCommit,
+        deadline: float | None,
+        *,
+        active: bool,
+    ) -> list[int]:
         with _Direct(self._parts, operations, keep=active) as direct:
-            direct.versions = await self._async_store.commit(operations, deadline=deadline)
-        try:
-            await self._asettle(operations, deadline)
-        except BeastError as error:
-            _warn_of_replay(error)
-        return direct.versions
+            versions = direct.versions = await commit(operations, deadline=deadline)
+        await self.asettle_after(_paths(operations), deadline)
+        return versions
 
-    def _settle(self, operations: Sequence[Operation], deadline: float | None) -> None:
+    def settle(self, paths: Iterable[str], deadline: float | None) -> None:
         """Return once no earlier write of these documents can reach the store any more.
 
         Neither from the buffer, nor, should the process end here, from the journal: it would
         overwrite a commit that is made past them. Hence before the commit; and after it, for the
         writes that came in between.
         """
-        if any(operation.path in self._unflushed for operation in operations):
+        if self.is_pending(paths):
             self._breaker.check()  # a flush would wait for a store that is not asked
             self._batcher.flush(deadline)
         self._batcher.wait_noted(deadline)
 
-    async def _asettle(self, operations: Sequence[Operation], deadline: float | None) -> None:
-        """As `_settle`, for coroutines."""
-        if any(operation.path in self._unflushed for operation in operations):
+    async def asettle(self, paths: Iterable[str], deadline: float | None) -> None:
+        """As `settle`, for coroutines."""
+        if self.is_pending(paths):
             self._breaker.check()
             await self._batcher.aflush(deadline)
         await self._batcher.await_noted(deadline)
+
+    def settle_after(self, paths: Iterable[str], deadline: float | None) -> None:
+        """As `settle`, after a commit, which stands whatever becomes of this."""
+        try:
+            self.settle(paths, deadline)
+        except BeastError as error:
+            _warn_of_replay(error)
+
+    async def asettle_after(self, paths: Iterable[str], deadline: float | None) -> None:
+        """As `settle_after`, for coroutines."""
+        try:
+            await self.asettle(paths, deadline)
+        except BeastError as error:
+            _warn_of_replay(error)
+
+    def is_pending(self, paths: Iterable[str]) -> bool:
+        """Return whether the store lacks a write of one of these documents."""
+        return any(path in self._unflushed for path in paths)
 
     def forget_closed_loops(self) -> None:
         """Let go of commits whose event loop was closed under them: they will never end.
@@ -215,7 +285,7 @@ class Ways:
             if task.get_loop().is_closed():
                 self._commits.discard(task)
 
-    def _ended(self, task: asyncio.Task[list[int] | None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._commits.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its caller, unless it was cancelled, raises it as well.
@@ -249,6 +319,10 @@ class Ways:
 
     def _overlaid(self, documents: list[Document]) -> list[Document]:
         return [self._batcher.overlay(document) for document in documents]
+
+
+def _paths(operations: Sequence[Operation]) -> list[str]:
+    return [operation.path for operation in operations]
 
 
 def _replaced(documents: list[Document], fresh: list[Document]) -> list[Document]:

@@ -5,11 +5,13 @@ same backend. While it is open a call raises BreakerOpen at once, a StoreUnavail
 `retry_after_s` tells when the next try is made.
 
 Counted as failures: StoreUnavailable and StoreTimeout. An answer that refuses (WriteRejected,
-StoreRefused) is an answer, and a success. Neither: malformed requests, a caller's own
-cancellation, a timeout of a caller who left the store less than 0.25 s, errors of any other kind.
+StoreRefused, TransactionConflict) is an answer, and a success. Neither: malformed requests, a
+caller's own cancellation, a timeout of a caller who left the store less than 0.25 s, errors of any
+other kind.
 
-`watch` and whatever else a store offers beyond the protocol pass through: streams have a watchdog
-of their own. What a stream hears brings the next try forward.
+The calls of a transaction are guarded as all others, but for its rollback. `watch` and whatever
+else a store offers beyond the protocol pass through: streams have a watchdog of their own. What a
+stream hears brings the next try forward.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from beastmode.breaker import Breaker
 from beastmode.errors import BreakerOpen, StoreTimeout, StoreUnavailable
@@ -35,6 +37,7 @@ from beastmode.stores.base import (
 )
 from beastmode.stores.documents import Document, Operation
 from beastmode.stores.probing import ANSWERS, judge_health
+from beastmode.stores.transactions import AsyncStoreTransaction, StoreTransaction
 from beastmode.stores.wrapper import StoreWrapper
 
 __all__ = ["GuardedAsyncStore", "GuardedStore"]
@@ -194,6 +197,13 @@ class GuardedStore(_Guarded):
         """See `Store.close`."""
         self.store.close()
 
+    def _begin_transaction(
+        self, *, retry_of: bytes = b"", deadline: float | None = None
+    ) -> StoreTransaction:
+        with self._call(deadline):
+            inner: Any = self._inner.begin_transaction(retry_of=retry_of, deadline=deadline)
+        return cast(StoreTransaction, GuardedStore(inner, self.breaker))
+
 
 class GuardedAsyncStore(_Guarded):
     """`GuardedStore` over an `AsyncStore`; give both the same `breaker`."""
@@ -246,3 +256,10 @@ class GuardedAsyncStore(_Guarded):
     async def close(self) -> None:
         """See `GuardedStore.close`."""
         await self.store.close()
+
+    async def _begin_transaction(
+        self, *, retry_of: bytes = b"", deadline: float | None = None
+    ) -> AsyncStoreTransaction:
+        with self._call(deadline):
+            inner: Any = await self._inner.begin_transaction(retry_of=retry_of, deadline=deadline)
+        return cast(AsyncStoreTransaction, GuardedAsyncStore(inner, self.breaker))

@@ -6,7 +6,8 @@ is 1 unit, deletions apart. Every call asked of the store counts as a call. Unit
 call succeeded, and when it timed out or was cancelled, because the work may well have been done
 and billed; a call that failed otherwise bills nothing. Of a feed every document counts that it was
 sent, deletions apart, as for a listener of Firestore; a store that is billed for `health` says so
-by an attribute `health_reads`. `watch`, `close` and what else a store offers pass through; with
+by an attribute `health_reads`. In a transaction everything counts as outside of one, each time
+that it is run. `watch`, `close` and what else a store offers pass through; with
 `bill_changes=True` each change that a watch delivers, but a deletion, is one read.
 
 Documents in the collection `_bm` are beast mode's own: markers of batches. They are billed as all
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from beastmode.cost import Account, Meter, Units
 from beastmode.errors import StoreTimeout
@@ -34,6 +35,7 @@ from beastmode.stores.base import (
     Target,
 )
 from beastmode.stores.documents import Delete, Document, Operation
+from beastmode.stores.transactions import AsyncStoreTransaction, StoreTransaction
 from beastmode.stores.wrapper import StoreWrapper
 
 __all__ = ["MeteredAsyncStore", "MeteredStore", "commit_units", "query_units"]
@@ -189,6 +191,13 @@ class MeteredStore(_Metered):
         """See `Store.close`."""
         self.store.close()
 
+    def _begin_transaction(
+        self, *, retry_of: bytes = b"", deadline: float | None = None
+    ) -> StoreTransaction:
+        with self._call(_Bill(_NONE)):
+            inner: Any = self._inner.begin_transaction(retry_of=retry_of, deadline=deadline)
+        return cast(StoreTransaction, MeteredStore(inner, self.meter, account=self._account))
+
 
 class MeteredAsyncStore(_Metered):
     """`MeteredStore` over an `AsyncStore`."""
@@ -242,3 +251,12 @@ class MeteredAsyncStore(_Metered):
     async def close(self) -> None:
         """See `MeteredStore.close`."""
         await self.store.close()
+
+    async def _begin_transaction(
+        self, *, retry_of: bytes = b"", deadline: float | None = None
+    ) -> AsyncStoreTransaction:
+        with self._call(_Bill(_NONE)):
+            inner: Any = await self._inner.begin_transaction(retry_of=retry_of, deadline=deadline)
+        return cast(
+            AsyncStoreTransaction, MeteredAsyncStore(inner, self.meter, account=self._account)
+        )

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from typing import Final
 
 from beastmode.breaker import Breaker, StoreSignal
-from beastmode.errors import RequestError, StoreRefused, StoreUnavailable, WriteRejected
+from beastmode.errors import (
+    RequestError,
+    StoreRefused,
+    StoreUnavailable,
+    TransactionConflict,
+    WriteRejected,
+)
 from beastmode.stores.base import StoreHealth
 
 __all__ = ["ANSWERS", "Prober", "judge_health"]
@@ -16,7 +22,7 @@ __all__ = ["ANSWERS", "Prober", "judge_health"]
 logger = logging.getLogger(__name__)
 
 
-ANSWERS: Final = (WriteRejected, StoreRefused)
+ANSWERS: Final = (WriteRejected, StoreRefused, TransactionConflict)
 """What a store that serves raises: it has looked at what it was asked, and refused it."""
 
 

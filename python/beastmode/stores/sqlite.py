@@ -11,12 +11,11 @@ exist is answered with the newest version of the file, so that answers about it 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, Literal, Self, get_args
 
@@ -51,11 +50,12 @@ from beastmode.stores.documents import (
     freeze,
 )
 from beastmode.stores.lender import Lender
-from beastmode.stores.matching import Matcher, sort_rows
+from beastmode.stores.matching import Matcher
 from beastmode.stores.operation_codec import normal_operation
 from beastmode.stores.sqlite_commit import Changes, Key, look_up, prune
 from beastmode.stores.sqlite_file import NEWEST, Connection, SQLiteFile
-from beastmode.stores.sqlite_query import condition
+from beastmode.stores.sqlite_query import find
+from beastmode.stores.sqlite_transaction import ReadSet, SQLiteTransaction, Versions
 from beastmode.stores.sqlite_watch import Watcher
 
 __all__ = ["SQLiteStore"]
@@ -68,7 +68,6 @@ _GET_OR_NEWEST: Final = (
     f"SELECT ({NEWEST}), docs.version, docs.body FROM (SELECT 1) "  # noqa: S608
     "LEFT JOIN docs ON docs.parent = ? AND docs.id = ?"
 )
-_ROWS_BETWEEN_CHECKS: Final = 256
 _CLOSE_PATIENCE_S: Final = 2.0
 _PROBE_S: Final = 1.0
 
@@ -190,15 +189,9 @@ class SQLiteStore:
         matcher = Matcher(query)
         _check_text(query.collection)
         end = self._begin("query", deadline)
-        where, values = condition(matcher.filters, query.order_by)
-        if not self._file.can_json:
-            where, values = "1", []
-        sql = f"SELECT id, version, body FROM docs WHERE parent = ? AND ({where}) ORDER BY id"  # noqa: S608
         with self._file.connection("query", end) as held:
             held.begin("query", write=False)
-            cursor = held.execute(sql, [query.collection, *values])
-            with contextlib.closing(cursor):
-                found = list(_find(cursor, query, matcher, end))
+            found = find(held, query, matcher, end, can_json=self._file.can_json)
             newest: int = held.execute(NEWEST).fetchone()[0]
             held.commit()
         documents = [
@@ -230,6 +223,41 @@ class SQLiteStore:
         A StoreTimeout means that nothing was applied, as does every other error. A delete of a
         document that does not exist results in the newest version of the file.
         """
+        return self._commit(operations, deadline, None)
+
+    def begin_transaction(
+        self,
+        *,
+        retry_of: bytes = b"",
+        deadline: float | None = None,
+    ) -> SQLiteTransaction:
+        """Begin a transaction, which holds no lock: a conflict is found by reading and committing.
+
+        All that it reads is of one moment. See `StoreTransaction`.
+        """
+        self._begin("begin_transaction", deadline)
+        return SQLiteTransaction(
+            get_many=lambda paths, end: self.get_many(paths, deadline=end),
+            query=lambda query, end: self.query(query, deadline=end),
+            check=self._check_reads,
+            commit=self._commit,
+            reads=ReadSet(self._rerun),
+        )
+
+    def _rerun(self, held: Connection, query: Query, end: float) -> Versions:
+        found = find(held, query, Matcher(query), end, can_json=self._file.can_json)
+        return [(doc_id, version) for doc_id, version, _ in found]
+
+    def _check_reads(self, reads: ReadSet, deadline: float | None) -> None:
+        end = self._begin("check", deadline)
+        with self._file.connection("check", end) as held:
+            held.begin("check", write=False)
+            reads.check(held, end)
+            held.commit()
+
+    def _commit(
+        self, operations: Sequence[Operation], deadline: float | None, reads: ReadSet | None
+    ) -> list[int]:
         keys = [_checked(operation) for operation in operations]
         operations = [normal_operation(operation) for operation in operations]
         bodies = [
@@ -239,11 +267,11 @@ class SQLiteStore:
             for operation in operations
         ]
         end = self._begin("commit", deadline)
-        if not keys:
+        if not keys and not reads:
             return []
         turn = self._turns.take("commit", end) or object()
         try:
-            versions = self._commit_now(operations, keys, bodies, end)
+            versions = self._commit_now(operations, keys, bodies, end, reads)
         finally:
             self._turns.give_back(turn)
         return versions
@@ -272,11 +300,14 @@ class SQLiteStore:
         keys: list[Key],
         bodies: list[str | None],
         end: float,
+        reads: ReadSet | None,
     ) -> list[int]:
         file = self._file
         file.check_identity("commit")
         with file.connection("commit", end) as held:
             held.begin("commit", write=True)
+            if reads:
+                reads.check(held, end)
             changes = Changes(held, keys, self._clock_ns)
             versions = [
                 changes.apply(operation, key, body)
@@ -373,31 +404,3 @@ def _checked(operation: object) -> Key:
     if not isinstance(operation, (Set, Merge, Update, Delete)):
         raise RequestError(f"commit takes Set, Merge, Update and Delete, got {operation!r}")
     return _key(operation.path)
-
-
-def _find(
-    rows: Iterable[tuple[str, int, str]], query: Query, matcher: Matcher, end: float
-) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Yield id, version and fields of what is found, sorted, at most `limit`."""
-    limit, orders = query.limit, matcher.orders
-    kept: list[tuple[tuple[tuple[Any, ...], ...], str, tuple[int, dict[str, Any]]]] = []
-    count = 0
-    for index, (doc_id, version, body) in enumerate(rows):
-        if not index % _ROWS_BETWEEN_CHECKS:
-            remaining(end, "query")
-        data = codec.decode(body, f"{query.collection}/{doc_id}")
-        if not matcher(data):
-            continue
-        if not orders:
-            yield doc_id, version, data
-            count += 1
-            if count == limit:
-                return
-            continue
-        kept.append((matcher.keys(data), doc_id, (version, data)))
-        if limit is not None and len(kept) >= 4 * limit + 1_000:
-            sort_rows(kept, orders)
-            del kept[limit:]
-    sort_rows(kept, orders)
-    for _, doc_id, (version, data) in kept[:limit]:
-        yield doc_id, version, data

@@ -16,18 +16,24 @@ what Python sees:
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
 import re
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, Final
 
-from beastmode.stores.base import Filter, Order
+from beastmode.stores import codec
+from beastmode.stores.base import Filter, Order, Query, remaining
 from beastmode.stores.codec import time_text
+from beastmode.stores.matching import Matcher, sort_rows
 from beastmode.stores.ordering import is_nan
+from beastmode.stores.sqlite_file import Connection
 
-__all__ = ["condition"]
+__all__ = ["condition", "find"]
 
 _SAFE_PART: Final = re.compile(r'[^"\\\x00-\x1f$][^"\\\x00-\x1f]*')
+_ROWS_BETWEEN_CHECKS: Final = 256
 _MAX_CHOICES: Final = 50
 _MAX_PARTS: Final = 100  # SQLite bounds the depth of an expression and the number of values
 _OPERATORS: Final = {"==": "=", "<": "<=", "<=": "<=", ">": ">=", ">=": ">="}
@@ -113,3 +119,46 @@ def _compare_number(path: str, op: str, value: float) -> Part:
     bound = high if op in ("<", "<=") else low
     sql = f"({number} AND json_extract(body, ?) {_OPERATORS[op]} ?)"
     return f"{sql} OR json_type(body, ?) = 'object'", [path, path, bound, path]
+
+
+def find(
+    held: Connection, query: Query, matcher: Matcher, end: float, *, can_json: bool
+) -> list[tuple[str, int, dict[str, Any]]]:
+    """Return id, version and fields of what is found, sorted, at most `limit`.
+
+    `held` is in a transaction; `can_json` says whether its SQLite has JSON functions. Raises
+    StoreTimeout at `end`. It reads each document of the collection.
+    """
+    where, values = condition(matcher.filters, query.order_by) if can_json else ("1", [])
+    sql = f"SELECT id, version, body FROM docs WHERE parent = ? AND ({where}) ORDER BY id"  # noqa: S608
+    cursor = held.execute(sql, [query.collection, *values])
+    with contextlib.closing(cursor):
+        return list(_find(cursor, query, matcher, end))
+
+
+def _find(
+    rows: Iterable[tuple[str, int, str]], query: Query, matcher: Matcher, end: float
+) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Yield id, version and fields of what is found, sorted, at most `limit`."""
+    limit, orders = query.limit, matcher.orders
+    kept: list[tuple[tuple[tuple[Any, ...], ...], str, tuple[int, dict[str, Any]]]] = []
+    count = 0
+    for index, (doc_id, version, body) in enumerate(rows):
+        if not index % _ROWS_BETWEEN_CHECKS:
+            remaining(end, "query")
+        data = codec.decode(body, f"{query.collection}/{doc_id}")
+        if not matcher(data):
+            continue
+        if not orders:
+            yield doc_id, version, data
+            count += 1
+            if count == limit:
+                return
+            continue
+        kept.append((matcher.keys(data), doc_id, (version, data)))
+        if limit is not None and len(kept) >= 4 * limit + 1_000:
+            sort_rows(kept, orders)
+            del kept[limit:]
+    sort_rows(kept, orders)
+    for _, doc_id, (version, data) in kept[:limit]:
+        yield doc_id, version, data

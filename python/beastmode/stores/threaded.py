@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final, Self, TypeVar
 
@@ -35,6 +35,11 @@ from beastmode.stores.base import (
     remaining,
 )
 from beastmode.stores.documents import Document, Operation
+from beastmode.stores.transactions import (
+    AsyncStoreTransaction,
+    BoundAsyncTransaction,
+    TransactionStore,
+)
 
 __all__ = ["ThreadedAsyncStore"]
 
@@ -85,6 +90,9 @@ class ThreadedAsyncStore:
         self._executor: ThreadPoolExecutor | None = None
         self._running: set[Future[Any]] = set()
         self._closed = False
+        if isinstance(store, TransactionStore):
+            # An attribute, because a method would make every one an AsyncTransactionStore.
+            self.begin_transaction = self._begin_transaction
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,6 +129,35 @@ class ThreadedAsyncStore:
         """See `Store.watch`. `on_change` is called from a thread of the store, not in the loop."""
         end = self._deadline(None)
         return await self._call("watch", lambda: self.store.watch(target, on_change), end)
+
+    async def _begin_transaction(
+        self, *, retry_of: bytes = b"", deadline: float | None = None
+    ) -> AsyncStoreTransaction:
+        """See `TransactionStore.begin_transaction`."""
+        store = self.store
+        assert isinstance(store, TransactionStore)
+        end = self._deadline(deadline)
+        held = await self._call(
+            "begin_transaction",
+            lambda: store.begin_transaction(retry_of=retry_of, deadline=end),
+            end,
+        )
+
+        def call(what: str, method: Callable[..., T]) -> Callable[..., Awaitable[T]]:
+            def made(*args: Any) -> Awaitable[T]:
+                *given, deadline = args
+                end = self._deadline(deadline)
+                return self._call(what, lambda: method(*given, deadline=end), end)
+
+            return made
+
+        return BoundAsyncTransaction(
+            held.token,
+            call("get_many", held.get_many),
+            call("query", held.query),
+            call("commit", held.commit),
+            call("rollback", held.rollback),
+        )
 
     async def health(self) -> StoreHealth:
         """See `Store.health`; a probe that hangs or cannot begin is an unhealthy store."""

@@ -45,6 +45,10 @@ class Google:
     RunQueryResponse: Any
     CommitRequest: Any
     CommitResponse: Any
+    BeginTransactionRequest: Any
+    BeginTransactionResponse: Any
+    RollbackRequest: Any
+    Empty: Any
     ListenRequest: Any
     ListenResponse: Any
 
@@ -67,6 +71,7 @@ def load() -> Google:
         )
         from google.cloud.firestore_v1.types import firestore as messages  # noqa: PLC0415
         from google.cloud.firestore_v1.types import query, write  # noqa: PLC0415
+        from google.protobuf import empty_pb2  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtra("google-cloud-firestore", "firestore") from error
     make_info: Any = client_info.ClientInfo
@@ -91,6 +96,10 @@ def load() -> Google:
         RunQueryResponse=messages.RunQueryResponse.pb(),
         CommitRequest=messages.CommitRequest.pb(),
         CommitResponse=messages.CommitResponse.pb(),
+        BeginTransactionRequest=messages.BeginTransactionRequest.pb(),
+        BeginTransactionResponse=messages.BeginTransactionResponse.pb(),
+        RollbackRequest=messages.RollbackRequest.pb(),
+        Empty=empty_pb2.Empty,
         ListenRequest=messages.ListenRequest.pb(),
         ListenResponse=messages.ListenResponse.pb(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import time
@@ -10,7 +11,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self, TypeVar
 
 from beastmode.errors import (
-    BeastError,
     ClosedError,
     RequestError,
     StoreError,
@@ -35,7 +35,7 @@ from beastmode.stores.firestore.base import (
 )
 from beastmode.stores.firestore.calls import Attempts, Silence
 from beastmode.stores.firestore.channel import AsyncConnection
-from beastmode.stores.firestore.errors import commit_failure, failure
+from beastmode.stores.transactions import AsyncStoreTransaction, BoundAsyncTransaction
 
 __all__ = ["AsyncFirestoreStore"]
 
@@ -74,19 +74,30 @@ class AsyncFirestoreStore(FirestoreBase):
         self, paths: Sequence[str], *, deadline: float | None = None
     ) -> list[Document]:
         """See `FirestoreStore.get_many`."""
+        return await self._get_many(paths, deadline)
+
+    async def _get_many(
+        self, paths: Sequence[str], deadline: float | None, token: bytes | None = None
+    ) -> list[Document]:
         checked = self._checked_paths(paths)
         end = self._begin("get_many", deadline)
         found: dict[str, Document] = {}
         moment: Any = None
         for chunk in self._chunks(checked):
-            answers = await self._read("get_many", self._get_request(chunk, moment), end)
+            request = self._get_request(chunk, moment, token)
+            answers = await self._read("get_many", request, end, token)
             found.update(self._documents(answers))
             moment = answers[0].read_time if moment is None and answers else moment
         return self._in_order(checked, found)
 
     async def query(self, query: Query, *, deadline: float | None = None) -> QueryResult:
         """See `FirestoreStore.query`."""
-        request = self._query_request(query)
+        return await self._query(query, deadline)
+
+    async def _query(
+        self, query: Query, deadline: float | None, token: bytes | None = None
+    ) -> QueryResult:
+        request = self._query_request(query, token)
         end = self._begin("query", deadline)
         metadata = self.place.metadata(self._google, "parent", request.parent)
 
@@ -94,7 +105,7 @@ class AsyncFirestoreStore(FirestoreBase):
             call = connection.run_query(request, timeout=left, metadata=metadata)
             return [answer async for answer in call]
 
-        return self._query_result(await self._call("query", attempt, end))
+        return self._query_result(await self._call("query", attempt, end, token=token))
 
     async def commit(
         self, operations: Sequence[Operation], *, deadline: float | None = None
@@ -103,17 +114,54 @@ class AsyncFirestoreStore(FirestoreBase):
 
         When the awaiting task is cancelled, the operations may or may not be applied.
         """
+        return await self._commit(operations, deadline)
+
+    async def _commit(
+        self, operations: Sequence[Operation], deadline: float | None, token: bytes | None = None
+    ) -> list[int]:
         held = list(operations)
-        request = self._commit_request(held)
+        request = self._commit_request(held, token)
         end = self._begin("commit", deadline)
-        if not held:
+        if not held and token is None:
             return []
         self._check_size(request)
 
         async def attempt(connection: AsyncConnection, left: float) -> Any:
             return await connection.commit(request, timeout=left, metadata=connection.metadata)
 
-        return self._versions(await self._call("commit", attempt, end, held), held)
+        return self._versions(await self._call("commit", attempt, end, held, token), held)
+
+    async def begin_transaction(
+        self, *, retry_of: bytes = b"", deadline: float | None = None
+    ) -> AsyncStoreTransaction:
+        """See `FirestoreStore.begin_transaction`."""
+        request = self._begin_request(retry_of)
+        end = self._begin("begin_transaction", deadline)
+
+        async def attempt(connection: AsyncConnection, left: float) -> Any:
+            return await connection.begin_transaction(
+                request, timeout=left, metadata=connection.metadata
+            )
+
+        token: bytes = (
+            await self._call("begin_transaction", attempt, end, token=retry_of or None)
+        ).transaction
+        return BoundAsyncTransaction(
+            token,
+            functools.partial(self._get_many, token=token),
+            functools.partial(self._query, token=token),
+            functools.partial(self._commit, token=token),
+            functools.partial(self._rollback, token),
+        )
+
+    async def _rollback(self, token: bytes, deadline: float | None) -> None:
+        request = self._rollback_request(token)
+        end = self._begin("rollback", deadline)
+
+        async def attempt(connection: AsyncConnection, left: float) -> Any:
+            return await connection.rollback(request, timeout=left, metadata=connection.metadata)
+
+        await self._call("rollback", attempt, end, token=token)
 
     async def watch(self, target: Target, on_change: Callable[[Change], object]) -> Subscription:
         """See `FirestoreStore.watch`. `on_change` is called from a thread, not in the loop."""
@@ -168,12 +216,14 @@ class AsyncFirestoreStore(FirestoreBase):
             connection = self._connections[loop] = AsyncConnection(self._google, self.place)
             return connection
 
-    async def _read(self, what: str, request: Any, end: float) -> list[Any]:
+    async def _read(
+        self, what: str, request: Any, end: float, token: bytes | None = None
+    ) -> list[Any]:
         async def attempt(connection: AsyncConnection, left: float) -> list[Any]:
             call = connection.batch_get(request, timeout=left, metadata=connection.metadata)
             return [answer async for answer in call]
 
-        return await self._call(what, attempt, end)
+        return await self._call(what, attempt, end, token=token)
 
     async def _call(
         self,
@@ -181,6 +231,7 @@ class AsyncFirestoreStore(FirestoreBase):
         attempt: Callable[[AsyncConnection, float], Awaitable[T]],
         end: float,
         operations: Sequence[Operation] | None = None,
+        token: bytes | None = None,
     ) -> T:
         """Return what `attempt(connection, seconds left)` returns, tried again as allowed."""
         attempts = Attempts(self._policy, end)
@@ -191,11 +242,7 @@ class AsyncFirestoreStore(FirestoreBase):
             try:
                 answer = await attempt(connection, left)
             except self._google.grpc.RpcError as error:
-                failed: BeastError = (
-                    failure(error, what)
-                    if operations is None
-                    else commit_failure(error, operations)
-                )
+                failed = self._failed(error, what, operations, token)
                 cause: BaseException = error
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
@@ -215,8 +262,7 @@ class AsyncFirestoreStore(FirestoreBase):
                 failed = self._is_closed(what)
             elif isinstance(failed, StoreTimeout) and silence.kept(left):
                 await self._leave(connection)
-            repeatable = operations is None or is_repeatable(operations)
-            wait = attempts.pause(failed, repeatable=repeatable)
+            wait = attempts.pause(failed, repeatable=is_repeatable(operations, token))
             if wait is None:
                 raise failed from cause
             await asyncio.sleep(wait)

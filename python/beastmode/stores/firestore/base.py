@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from beastmode.errors import (
+    BeastError,
     ClosedError,
     CommitTooLarge,
     ConfigError,
@@ -42,6 +43,7 @@ from beastmode.stores.firestore._google import load
 from beastmode.stores.firestore.calls import RetryPolicy
 from beastmode.stores.firestore.channel import Connection, find_place
 from beastmode.stores.firestore.convert import Converter, version_of
+from beastmode.stores.firestore.errors import commit_failure, conflict, failure
 from beastmode.stores.firestore.feeds import Feeds
 from beastmode.stores.firestore.limits import check_operation
 from beastmode.stores.firestore.listen import SILENCE_S, TARGETS_PER_STREAM
@@ -212,12 +214,16 @@ class FirestoreBase:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def _get_request(self, paths: Iterable[str], read_time: Any = None) -> Any:
+    def _get_request(
+        self, paths: Iterable[str], read_time: Any = None, token: bytes | None = None
+    ) -> Any:
         name = self._convert.name
         return self._google.BatchGetDocumentsRequest(
             database=self.place.database,
             documents=[name(path) for path in paths],
-            read_time=read_time,
+            # One of both: a transaction has a moment of its own.
+            read_time=read_time if token is None else None,
+            transaction=token,
         )
 
     def _check_path(self, path: object) -> str:
@@ -266,12 +272,14 @@ class FirestoreBase:
         except KeyError as error:
             raise StoreCorrupt(f"the server did not tell about {error}") from error
 
-    def _query_request(self, query: Query) -> Any:
+    def _query_request(self, query: Query, token: bytes | None = None) -> Any:
         if not isinstance(query, Query):
             raise RequestError(f"query takes a Query, got {query!r}")
         _check_text(query.collection)
         parent, structured = self._convert.query(query)
-        return self._google.RunQueryRequest(parent=parent, structured_query=structured)
+        return self._google.RunQueryRequest(
+            parent=parent, structured_query=structured, transaction=token
+        )
 
     def _query_result(self, answers: Iterable[Any]) -> QueryResult:
         documents: list[Document] = []
@@ -286,14 +294,16 @@ class FirestoreBase:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def _commit_request(self, operations: Sequence[Operation]) -> Any:
+    def _commit_request(self, operations: Sequence[Operation], token: bytes | None = None) -> Any:
         for operation in operations:
             if not isinstance(operation, (Set, Merge, Update, Delete)):
                 raise RequestError(f"commit takes Set, Merge, Update and Delete, got {operation!r}")
             _check_text(operation.path)
         write = self._convert.write
         return self._google.CommitRequest(
-            database=self.place.database, writes=[write(operation) for operation in operations]
+            database=self.place.database,
+            writes=[write(operation) for operation in operations],
+            transaction=token,
         )
 
     def _check_size(self, request: Any) -> None:
@@ -303,6 +313,26 @@ class FirestoreBase:
                 f"commit: the operations are {size} bytes together, at most {limit} are allowed; "
                 "nothing was sent"
             )
+
+    def _begin_request(self, retry_of: object) -> Any:
+        if not isinstance(retry_of, bytes):
+            raise RequestError(f"retry_of must be a transaction's token or b'', got {retry_of!r}")
+        request = self._google.BeginTransactionRequest(database=self.place.database)
+        request.options.read_write.retry_transaction = retry_of
+        request.options.read_write.SetInParent()
+        return request
+
+    def _rollback_request(self, token: bytes) -> Any:
+        return self._google.RollbackRequest(database=self.place.database, transaction=token)
+
+    def _failed(
+        self, error: Any, what: str, operations: Sequence[Operation] | None, token: bytes | None
+    ) -> BeastError:
+        """Return the error of a call; `operations` of a commit, `token` of a transaction."""
+        lost = None if token is None else conflict(error, what)
+        if lost is not None:
+            return lost
+        return failure(error, what) if operations is None else commit_failure(error, operations)
 
     def _versions(self, answer: Any, operations: Sequence[Operation]) -> list[int]:
         results = answer.write_results
@@ -316,10 +346,19 @@ class FirestoreBase:
         return [version_of(result.update_time) or at for result in results]
 
 
-def is_repeatable(operations: Sequence[Operation]) -> bool:
-    """Return whether applying `operations` a second time changes nothing more."""
-    return all(
-        operation.precondition is None and not has_transforms(operation) for operation in operations
+def is_repeatable(operations: Sequence[Operation] | None, token: bytes | None = None) -> bool:
+    """Return whether a call that may have been carried out can be made again.
+
+    So it is with a read, with operations that change nothing more when they are applied a second
+    time, and in a transaction, which the server commits once.
+    """
+    return (
+        operations is None
+        or token is not None
+        or all(
+            operation.precondition is None and not has_transforms(operation)
+            for operation in operations
+        )
     )
 
 

@@ -173,6 +173,16 @@ class _Calls:
             google.CommitRequest.SerializeToString,
             google.CommitResponse.FromString,
         )
+        self.begin_transaction = channel.unary_unary(
+            f"{_SERVICE}BeginTransaction",
+            google.BeginTransactionRequest.SerializeToString,
+            google.BeginTransactionResponse.FromString,
+        )
+        self.rollback = channel.unary_unary(
+            f"{_SERVICE}Rollback",
+            google.RollbackRequest.SerializeToString,
+            google.Empty.FromString,
+        )
         self._listen = channel.stream_stream(
             f"{_SERVICE}Listen",
             google.ListenRequest.SerializeToString,
@@ -183,8 +193,9 @@ class _Calls:
 class Connection(_Calls):
     """A channel for calls from threads.
 
-    `batch_get`, `run_query` and `commit` take a raw request, `timeout` (seconds) and `metadata`;
-    they raise `grpc.RpcError`. Connecting happens in the background, when the first call needs it.
+    `batch_get`, `run_query`, `commit`, `begin_transaction` and `rollback` take a raw request,
+    `timeout` (seconds) and `metadata`; they raise `grpc.RpcError`. Connecting happens in the
+    background, when the first call needs it.
     """
 
     def __init__(self, google: Google, place: Place) -> None:

@@ -19,6 +19,9 @@
 | UNIMPLEMENTED                         | fault of the operations, so that none is given up     |
 | OUT_OF_RANGE                          | StoreError                                            |
 
+Within a transaction ABORTED, and INVALID_ARGUMENT that says that it is over, are
+TransactionConflict: all of it has to be run again.
+
 After a commit `maybe_applied` is True where the server may have applied it before it failed.
 """
 
@@ -38,11 +41,12 @@ from beastmode.errors import (
     StoreRefused,
     StoreTimeout,
     StoreUnavailable,
+    TransactionConflict,
     WriteRejected,
 )
 from beastmode.stores.documents import Operation, Update
 
-__all__ = ["commit_failure", "failure"]
+__all__ = ["commit_failure", "conflict", "failure"]
 
 _UNAVAILABLE: Final = frozenset({"UNAVAILABLE", "ABORTED", "INTERNAL", "CANCELLED", "UNKNOWN"})
 _OUTCOME_UNKNOWN: Final = frozenset(
@@ -70,6 +74,11 @@ _JUDGED: Final = frozenset({"NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"
 """What the server answers where a condition of an operation fails."""
 _REFUSED: Final = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED"})
 _ADVICE: Final = "; check the project, the database's name and that it is in Native mode"
+_IS_OVER: Final = re.compile(
+    r"transaction\b.*\b(expired|no longer valid|closed|not (valid|active|found)|invalid)"
+    r"|invalid transaction",
+    re.IGNORECASE | re.DOTALL,
+)
 _HINTS: Final = {
     "PERMISSION_DENIED": "; the credentials need the role roles/datastore.user in this project",
     "UNAUTHENTICATED": "; the credentials were not accepted: gcloud auth application-default login",
@@ -89,6 +98,14 @@ def failure(error: Any, what: str) -> StoreError | RequestError:
     if code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION"):
         return RequestError(text)
     return _other(code, details, text)
+
+
+def conflict(error: Any, what: str) -> TransactionConflict | None:
+    """Return the error of a call in a transaction that has lost to others; None for any other."""
+    code, details = _of(error)
+    if code == "ABORTED" or (code == "INVALID_ARGUMENT" and _IS_OVER.search(details)):
+        return TransactionConflict(f"{what}: {details} ({code})")
+    return None
 
 
 def commit_failure(error: Any, operations: Sequence[Operation]) -> StoreError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
-from beastmode.errors import BeastError, ClosedError, RequestError, StoreError, StoreTimeout
+from beastmode.errors import ClosedError, RequestError, StoreError, StoreTimeout
 from beastmode.stores.base import (
     Change,
     Query,
@@ -28,7 +29,7 @@ from beastmode.stores.firestore.base import (
 )
 from beastmode.stores.firestore.calls import Attempts, Silence
 from beastmode.stores.firestore.channel import Connection
-from beastmode.stores.firestore.errors import commit_failure, failure
+from beastmode.stores.transactions import BoundTransaction, StoreTransaction
 
 __all__ = ["FirestoreStore"]
 
@@ -65,12 +66,18 @@ class FirestoreStore(FirestoreBase):
 
         A path that is named twice is read once.
         """
+        return self._get_many(paths, deadline)
+
+    def _get_many(
+        self, paths: Sequence[str], deadline: float | None, token: bytes | None = None
+    ) -> list[Document]:
         checked = self._checked_paths(paths)
         end = self._begin("get_many", deadline)
         found: dict[str, Document] = {}
         moment: Any = None
         for chunk in self._chunks(checked):
-            answers = self._read("get_many", self._get_request(chunk, moment), end)
+            request = self._get_request(chunk, moment, token)
+            answers = self._read("get_many", request, end, token)
             found.update(self._documents(answers))
             moment = answers[0].read_time if moment is None and answers else moment
         return self._in_order(checked, found)
@@ -81,7 +88,12 @@ class FirestoreStore(FirestoreBase):
         Raises RequestError for a query that Firestore does not allow, or for which it needs an
         index that is not there; the text has the link that makes it.
         """
-        request = self._query_request(query)
+        return self._query(query, deadline)
+
+    def _query(
+        self, query: Query, deadline: float | None, token: bytes | None = None
+    ) -> QueryResult:
+        request = self._query_request(query, token)
         end = self._begin("query", deadline)
         metadata = self.place.metadata(self._google, "parent", request.parent)
         answers: list[Any] = self._call(
@@ -90,6 +102,7 @@ class FirestoreStore(FirestoreBase):
                 connection.run_query(request, timeout=left, metadata=metadata)
             ),
             end,
+            token=token,
         )
         return self._query_result(answers)
 
@@ -103,10 +116,15 @@ class FirestoreStore(FirestoreBase):
         operations are sent again; those with preconditions or transforms never are, unless it is
         certain that the server did not get them.
         """
+        return self._commit(operations, deadline)
+
+    def _commit(
+        self, operations: Sequence[Operation], deadline: float | None, token: bytes | None = None
+    ) -> list[int]:
         held = list(operations)
-        request = self._commit_request(held)
+        request = self._commit_request(held, token)
         end = self._begin("commit", deadline)
-        if not held:
+        if not held and token is None:
             return []
         self._check_size(request)
         answer = self._call(
@@ -116,8 +134,46 @@ class FirestoreStore(FirestoreBase):
             ),
             end,
             held,
+            token,
         )
         return self._versions(answer, held)
+
+    def begin_transaction(
+        self, *, retry_of: bytes = b"", deadline: float | None = None
+    ) -> StoreTransaction:
+        """Begin a transaction of the server; its reads are of one moment. See `StoreTransaction`.
+
+        Whether the server makes other writers of what it reads wait, or refuses its commit, is a
+        setting of the database. `retry_of` gives it precedence over younger ones.
+        """
+        request = self._begin_request(retry_of)
+        answer = self._call(
+            "begin_transaction",
+            lambda connection, left: connection.begin_transaction(
+                request, timeout=left, metadata=connection.metadata
+            ),
+            self._begin("begin_transaction", deadline),
+            token=retry_of or None,
+        )
+        token: bytes = answer.transaction
+        return BoundTransaction(
+            token,
+            functools.partial(self._get_many, token=token),
+            functools.partial(self._query, token=token),
+            functools.partial(self._commit, token=token),
+            functools.partial(self._rollback, token),
+        )
+
+    def _rollback(self, token: bytes, deadline: float | None) -> None:
+        request = self._rollback_request(token)
+        self._call(
+            "rollback",
+            lambda connection, left: connection.rollback(
+                request, timeout=left, metadata=connection.metadata
+            ),
+            self._begin("rollback", deadline),
+            token=token,
+        )
 
     def watch(self, target: Target, on_change: Callable[[Change], object]) -> Subscription:
         """Call `on_change` for each change of a document, a collection or a query from now on.
@@ -155,13 +211,14 @@ class FirestoreStore(FirestoreBase):
 
     # -- calls -----------------------------------------------------------------------------------
 
-    def _read(self, what: str, request: Any, end: float) -> list[Any]:
+    def _read(self, what: str, request: Any, end: float, token: bytes | None = None) -> list[Any]:
         return self._call(
             what,
             lambda connection, left: list(
                 connection.batch_get(request, timeout=left, metadata=connection.metadata)
             ),
             end,
+            token=token,
         )
 
     def _call(
@@ -170,6 +227,7 @@ class FirestoreStore(FirestoreBase):
         attempt: Callable[[Connection, float], T],
         end: float,
         operations: Sequence[Operation] | None = None,
+        token: bytes | None = None,
     ) -> T:
         """Return what `attempt(connection, seconds left)` returns, tried again as allowed."""
         attempts = Attempts(self._policy, end)
@@ -179,11 +237,7 @@ class FirestoreStore(FirestoreBase):
             try:
                 answer = attempt(connection, left)
             except self._google.grpc.RpcError as error:
-                failed: BeastError = (
-                    failure(error, what)
-                    if operations is None
-                    else commit_failure(error, operations)
-                )
+                failed = self._failed(error, what, operations, token)
                 cause: Exception = error
             except ValueError as error:  # the channel was closed meanwhile
                 failed, cause = self._is_closed(what), error
@@ -196,8 +250,7 @@ class FirestoreStore(FirestoreBase):
                 failed = self._is_closed(what)
             elif isinstance(failed, StoreTimeout) and self._silence.kept(left):
                 self._leave(connection)
-            repeatable = operations is None or is_repeatable(operations)
-            wait = attempts.pause(failed, repeatable=repeatable)
+            wait = attempts.pause(failed, repeatable=is_repeatable(operations, token))
             if wait is None:
                 raise failed from cause
             if self._closing.wait(wait):
