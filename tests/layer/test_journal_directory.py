@@ -18,6 +18,7 @@ from beastmode.optimizer import BeastModeOptimizer
 from beastmode.requests import Request
 from beastmode.stores.base import deadline_in
 from beastmode.stores.documents import Merge, Operation, Set, Update
+from beastmode.stores.operation_codec import encode_operation
 from beastmode.stores.sqlite import SQLiteStore
 from layer.faulty_store import FaultyStore
 from store_support import Child, wait_until
@@ -140,6 +141,82 @@ def test_orphans_are_replayed_oldest_first_and_before_own_writes(
     own.sync()
     assert directory.release(own)
     assert journals(place) == []
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_orphans_are_read_as_there_is_room(store: FaultyStore, place: Path, started: bool) -> None:
+    """However many workers have died: no more is held than one of them was allowed to hold."""
+    directory = JournalDirectory(place)
+    for n in range(5):
+        journal = directory.open()
+        journal.append([Set(f"k/{m}", {"n": n}) for m in range(3)])
+        journal.close()
+    own = directory.open()
+    store.down = StoreUnavailable("down")
+    batcher = BeastModeBatcher(store, own, max_pending_ops=7, max_delay_s=3600.0)
+    if started:
+        batcher.start()
+        batcher.write([Set("k/own", {}), Set("k/own", {})])
+    taken = batcher.adopt(directory.adopt())
+    batcher.start()
+    first = 3 if started else 6
+    assert batcher.get_stats().replayed == first
+    assert taken == (first if started else 0)
+    assert batcher.adopt([]) == 0, "they have not reached the store"
+    assert batcher.overlay(store.inner.get("k/0")).data == {"n": first // 3 - 1}
+    store.down = None
+    seen = 0
+    while batcher.get_stats().replayed < 15:
+        batcher.flush()
+        seen = max(seen, batcher.adopt([]))
+        batcher._pending._check()
+        assert batcher.get_stats().pending <= 7
+    batcher.flush()
+    assert seen == 6
+    written = [op.data["n"] for commit in store.commits for op in commit if op.path == "k/0"]
+    assert written == sorted(written), "the oldest first"
+    assert store.get("k/0").data == {"n": 4}
+    batcher.close()
+
+
+def test_an_orphan_larger_than_all_room_is_read_alone(store: FaultyStore, place: Path) -> None:
+    directory = JournalDirectory(place)
+    for n in range(2):
+        journal = directory.open()
+        journal.append([Set(f"k/{m}", {"n": n, "text": "x" * 100}) for m in range(9)])
+        assert journal.content() == (
+            9,
+            sum(encode_operation(op).size for _, op in journal.recover()),
+        )
+        journal.close()
+    with BeastModeBatcher(store, directory.open(), max_pending_bytes=300) as batcher:
+        orphans = directory.adopt()
+        assert batcher.adopt(orphans) == 9
+        assert batcher.get_stats().replayed == 9
+        batcher.flush()
+        assert batcher.adopt([]) == 9
+        batcher.flush()
+        assert store.get("k/8").data["n"] == 1
+
+
+def test_an_orphan_that_cannot_be_read_stops_no_other(
+    store: FaultyStore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = JournalDirectory(place)
+    for n in range(2):
+        journal = directory.open()
+        journal.append([Set(f"k/{n}", {})])
+        journal.close()
+    with BeastModeBatcher(store, directory.open()) as batcher:
+        orphans = directory.adopt()
+
+        def recover() -> list[tuple[int, Operation]]:
+            raise JournalError("no disk")
+
+        monkeypatch.setattr(orphans[0], "recover", recover)
+        with pytest.raises(JournalError, match="no disk"):
+            batcher.adopt(orphans)
+        assert batcher.adopt(orphans[1:]) == 1
 
 
 def test_an_orphans_marked_batch_is_sent_under_its_name(store: FaultyStore, place: Path) -> None:

@@ -45,6 +45,7 @@ class BatcherLife:
     def __init__(self) -> None:
         self._adopted: list[WriteJournal] = []
         self._start_lock = threading.Lock()
+        self._adopted_last = 0  # the number of the last operation that was taken up so
         self._replayed = 0
         self._recovered = False
         self._started = False
@@ -143,24 +144,50 @@ class BatcherLife:
 
     def _recover(self) -> None:
         own = [] if self._journal is None else [self._journal]
-        self._replayed += self._take_up([*self._adopted, *own])
-        self._adopted.clear()
+        ready = self._ready_to_adopt()
+        self._replayed += self._take_up([*ready, *own])
+        del self._adopted[: len(ready)]
 
     def adopt(self, journals: Sequence[WriteJournal]) -> int:
         """Take over the journals of processes that have ended, the oldest first.
 
         What they hold is committed before everything that is pending here, and they are told of
-        it. Returns how many operations that are; before `start`, which reads them then, 0. Raises
-        JournalError when one cannot be read: then none is taken.
+        it. They are read while there is room for it; the others wait for a later call, which may
+        bring no more, and for `start`. One is read in any case once all before it is settled: so
+        no more is held than this process may hold, and what one other was allowed to.
+
+        Returns how many operations were taken up by this call. Raises JournalError when a journal
+        cannot be read: then none of `journals` is taken.
         """
         self._check_usable()
         with self._start_lock:
+            self._adopted += journals
             if not self._recovered:
-                self._adopted += journals
                 return 0
-            count = self._take_up(journals)
+            try:
+                ready = self._ready_to_adopt()
+                count = self._take_up(ready) if ready else 0
+            except BaseException:
+                self._adopted = [held for held in self._adopted if held not in journals]
+                raise
+            del self._adopted[: len(ready)]
             self._replayed += count
             return count
+
+    def _ready_to_adopt(self) -> list[WriteJournal]:
+        """Return the first of the journals that wait, as many as may be read now."""
+        ready: list[WriteJournal] = []
+        count = size = 0
+        for journal in self._adopted:
+            more, bytes_more = journal.content()
+            count += more
+            size += bytes_more
+            with self._changed:
+                fits = self._pending.fits(count, size)
+                if not fits and (ready or not self._flusher.is_done(self._adopted_last)):
+                    break
+            ready.append(journal)
+        return ready
 
     def let_go(self, journal: WriteJournal) -> None:
         """Forget an adopted journal, which is empty and about to be closed."""
@@ -177,6 +204,7 @@ class BatcherLife:
             more = tuple(journal for journal in journals if journal not in known)
             self._flusher.journals = (*known, *more)
             self._flusher.take_up(found)
+            self._adopted_last = self._pending.accepted
         if found.operations:
             logger.info(
                 "%d operations replayed from %d journals", len(found.operations), len(journals)

@@ -43,7 +43,7 @@ class JournalCounts(Protocol):
 class WriteJournal(Protocol):
     """What a batcher needs of a journal: the calls without a deadline never wait for the disk.
 
-    `recover` and `recover_batches` do, once at the start.
+    `content`, `recover` and `recover_batches` do, before it is written to.
     """
 
     @property
@@ -103,6 +103,10 @@ class WriteJournal(Protocol):
 
     def wait_noted(self, deadline: float) -> None:
         """Wait until what was acknowledged or rejected before cannot be applied again."""
+        ...
+
+    def content(self) -> tuple[int, int]:
+        """Return how many operations `recover` will return, and their bytes."""
         ...
 
     def recover(self) -> list[tuple[int, Operation]]:

@@ -127,11 +127,16 @@ class PendingWrites:
         self.reserved -= count
         self._release(count, size)
 
+    def fits(self, count: int, size: int) -> bool:
+        """Whether so many operations of so many bytes together may be held besides."""
+        return (
+            self.ops_held + count <= self.max_pending_ops
+            and self.bytes_held + size <= self.max_pending_bytes
+        )
+
     def _has_room(self, count: int, size: int) -> bool:
         # What is too large for the byte limit may still come in alone.
-        return self.ops_held + count <= self.max_pending_ops and (
-            self.bytes_held + size <= self.max_pending_bytes or not self.ops_held
-        )
+        return self.fits(count, 0 if not self.ops_held else size)
 
     def _hold(self, count: int, size: int) -> None:
         self.ops_held += count

@@ -246,6 +246,15 @@ class Database:
             self.corrupt += len(damaged)
         return operations, damaged
 
+    def content(self) -> tuple[int, int]:
+        """Return how many operations there are, and their bytes. O(content), in no memory."""
+        with self._errors("read"):
+            count, size = self.connection.execute(
+                "SELECT count(*), total(length(path) + length(fields) + length(removed)) "
+                "FROM records"
+            ).fetchone()
+        return count, int(size)
+
     def read_batches(self) -> tuple[list[tuple[str, list[int]]], list[tuple[str, float]]]:
         """Return the batches sent without an answer, and the markers left with their times."""
         with self._transaction("read"):

@@ -281,6 +281,13 @@ class Journal(GroupCommit):
             )
         return operations
 
+    def content(self) -> tuple[int, int]:
+        """Return how many operations `recover` will find, and their bytes. Reads them all."""
+        self.sync()
+        with self._io:
+            self._check_open()
+            return self._database.content()
+
     def recover_batches(self) -> tuple[list[tuple[str, list[int]]], list[tuple[str, float]]]:
         """Return what earlier runs left of batches with a marker: (sent, markers).
 

@@ -38,7 +38,7 @@ class Journals:
             self.own = Journal(config.journal_file, durability=config.durability)
 
     def tend(self, batcher: BeastModeBatcher) -> None:
-        """Adopt what dead workers left behind, and let go of what has been done."""
+        """Adopt what dead workers left behind, as there is room, and let go of what is done."""
         if self._directory is None:
             return
         for journal in list(self._adopted):
@@ -47,7 +47,7 @@ class Journals:
                 self._directory.release(journal)
                 self._adopted.remove(journal)
         found = self._directory.adopt()
-        if not found:
+        if not found and not self._adopted:
             return
         try:
             batcher.adopt(found)
