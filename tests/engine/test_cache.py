@@ -399,6 +399,34 @@ class TestOneKey:
                 call()
         assert len(cache) == 0
 
+    def test_numbers_of_arguments(self, engine: Twin) -> None:
+        cache: Any = engine.Cache(4)
+        for call in (
+            lambda: cache.get(),
+            lambda: cache.get(1, 2, 3),
+            lambda: cache.set(),
+            lambda: cache.set(1),
+            lambda: cache.set(1, 2, 3, 4),
+        ):
+            with pytest.raises(TypeError, match="argument"):
+                call()
+        assert len(cache) == 0
+        assert cache.set(1, 2, 3.0) is None
+        assert cache.set(2, 3) is None
+        assert [cache.get(key, "no") for key in (1, 2, 3)] == [2, 3, "no"]
+        assert cache.get(3) is None
+        assert cache.expires_in(1) <= 3.1
+        assert cache.expires_in(2) is None
+
+    def test_get_and_set_tell_of_themselves(self, engine: Twin) -> None:
+        assert list(inspect.signature(engine.Cache.get).parameters) == ["self", "key", "default"]
+        assert list(inspect.signature(engine.Cache.set).parameters) == [
+            *("self", "key", "value", "ttl")
+        ]
+        for method in (engine.Cache.get, engine.Cache.set):
+            assert method.__doc__
+            assert method.__doc__.split()[0] in ("Return", "Store")
+
 
 class TestOrder:
     """With "lru" the least recently used entry is first in `items()`, and is the next to leave."""
