@@ -51,6 +51,9 @@ class Units:
             self.reads + other.reads, self.writes + other.writes, self.deletes + other.deletes
         )
 
+    def __mul__(self, times: int) -> Units:
+        return Units(self.reads * times, self.writes * times, self.deletes * times)
+
     def __sub__(self, other: Units) -> Units:
         return Units(
             self.reads - other.reads, self.writes - other.writes, self.deletes - other.deletes
@@ -78,7 +81,7 @@ class MeterReport:
     baseline: Usage = Usage()
     """What the requests would have been billed straight at the store."""
     actual: Usage = Usage()
-    """What was billed, whatever for; the following are parts of it."""
+    """What was billed for certain, whatever for; the next four are parts of it."""
     listener: Units = Units()
     """Documents that listeners were sent: at first, added, updated or gone from a query."""
     markers: Units = Units()
@@ -87,6 +90,9 @@ class MeterReport:
     """Reads by which the cache was compared with the store."""
     probes: Units = Units()
     """Reads by which the store was asked how it is."""
+    possibly_billed: Units = Units()
+    """What was asked without hearing an answer, repetitions included: whether the store did it,
+    and billed it, is not known. The bill lies between `actual` and `actual` with this."""
 
     def __sub__(self, other: MeterReport) -> MeterReport:
         return MeterReport(
@@ -141,11 +147,12 @@ class Meter:
     report when it is read: `report.baseline + Usage(Units(reads=hits), hits)`.
     """
 
-    __slots__ = ("_actual", "_baseline", "_listeners", "_lock")
+    __slots__ = ("_actual", "_baseline", "_listeners", "_lock", "_possible")
 
     def __init__(self) -> None:
         self._baseline = [0, 0, 0, 0]  # reads, writes, deletes, calls
         self._actual = {account: [0, 0, 0, 0] for account in _ACCOUNTS}
+        self._possible = [0, 0, 0, 0]
         self._listeners: list[Callable[[], int]] = []
         self._lock = threading.Lock()
 
@@ -167,6 +174,10 @@ class Meter:
         """Count what the store was asked for, and what for."""
         self._count(self._actual[account], reads, writes, deletes, calls)
 
+    def count_possible(self, units: Units) -> None:
+        """Count what the store may have done and billed, of which nothing was heard."""
+        self._count(self._possible, units.reads, units.writes, units.deletes, 0)
+
     def add_listener(self, documents_read: Callable[[], int]) -> None:
         """Add a listener; `documents_read` tells how many documents it was sent, as billed.
 
@@ -187,6 +198,7 @@ class Meter:
         with self._lock:
             baseline = _usage(self._baseline)
             accounts = {account: _usage(counted) for account, counted in self._actual.items()}
+            possible = _usage(self._possible).units
             listeners = list(self._listeners)
         # Without the lock: a listener has one of its own, under which it may count here.
         heard = Units(reads=sum(documents_read() for documents_read in listeners))
@@ -197,6 +209,7 @@ class Meter:
             accounts["markers"].units,
             accounts["auditor"].units,
             accounts["probes"].units,
+            possible,
         )
 
 

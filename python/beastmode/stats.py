@@ -333,8 +333,10 @@ def _memory(m: Measurements) -> Kpi:
 
 def _cost_reduction(m: Measurements) -> Kpi:
     baseline, actual = m.cost.baseline, m.cost.actual
+    most = actual.units + m.cost.possibly_billed
     measured: tuple[tuple[str, Scalar], ...] = (
         ("units", actual.units.total),
+        ("possible_units", m.cost.possibly_billed.total),
         ("baseline_units", baseline.units.total),
         ("calls", actual.calls),
         ("baseline_calls", baseline.calls),
@@ -345,9 +347,9 @@ def _cost_reduction(m: Measurements) -> Kpi:
         ("probe_units", m.cost.probes.total),
     )
     if m.prices is not None:
-        spent, without = m.prices.cost(actual.units), m.prices.cost(baseline.units)
+        spent, without = m.prices.cost(most), m.prices.cost(baseline.units)
         measured += (("cost", spent), ("baseline_cost", without), ("currency", m.prices.currency))
-    share = reduction(baseline.units.total, actual.units.total)
+    share = reduction(baseline.units.total, most.total)
     return Kpi("Cost reduction", share, "ratio", measured=measured)
 
 

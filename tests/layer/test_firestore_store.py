@@ -19,10 +19,12 @@ from beastmode.errors import (
     ConfigError,
     PreconditionFailed,
     RequestError,
+    StoreError,
     StoreRefused,
     StoreUnavailable,
     WriteRejected,
 )
+from beastmode.stores.attempts import unanswered
 from beastmode.stores.base import Filter, Query, StoreHealth, deadline_in
 from beastmode.stores.documents import DELETE_FIELD, Delete, Merge, Precondition, Set, Update
 from beastmode.stores.firestore import AsyncFirestoreStore, FirestoreStore
@@ -98,6 +100,54 @@ def test_a_probe_has_the_time_of_a_call_and_says_what_it_failed_with(
     assert health.error is refusal
     assert "PERMISSION_DENIED" in health.detail
     assert expected - 0.4 < left[0] <= expected
+
+
+@pytest.mark.parametrize("kind", [FirestoreStore, AsyncFirestoreStore])
+@pytest.mark.parametrize(
+    ("answers", "unheard"),
+    [
+        ([], 0),
+        (["UNAVAILABLE", "RESOURCE_EXHAUSTED"], 1),
+        (["UNAVAILABLE", "UNKNOWN", "PERMISSION_DENIED"], 2),
+        (["DEADLINE_EXCEEDED"], 1),
+    ],
+)
+async def test_it_tells_of_attempts_that_nobody_answered(
+    firestore: Firestore, kind: Any, answers: list[str], unheard: int
+) -> None:
+    store = kind()
+    errors: Any = store._google.grpc
+
+    class Answer(errors.RpcError):  # type: ignore[misc]
+        def __init__(self, name: str) -> None:
+            super().__init__(name)
+            self.code = lambda: errors.StatusCode[name]
+            self.details = lambda: "Socket closed"
+
+    script = [Answer(name) for name in answers]
+    ends_well = answers[-1:] not in (["PERMISSION_DENIED"], ["DEADLINE_EXCEEDED"])
+
+    def attempt(_connection: Any, _left: float) -> str:
+        if script:
+            raise script.pop(0)
+        return "answered"
+
+    async def aattempt(connection: Any, left: float) -> str:
+        return attempt(connection, left)
+
+    is_async = kind is AsyncFirestoreStore
+    with unanswered() as attempts:
+        try:
+            called = store._call("get", aattempt if is_async else attempt, deadline_in(5.0))
+            assert (await called if is_async else called) == "answered"
+            assert ends_well
+        except StoreError:
+            assert not ends_well
+    assert attempts.told
+    assert attempts.open == unheard
+    closing = store.close()
+    if is_async:
+        await closing
 
 
 def test_projects_and_databases_are_apart(firestore: Firestore, store: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,8 +11,17 @@ from typing import Any
 import pytest
 
 from beastmode.cost import Meter, Units, Usage
-from beastmode.errors import ClosedError, PreconditionFailed, StoreTimeout, StoreUnavailable
-from beastmode.stores.base import AsyncStore, Change, FeedStore, Query, Store, Target
+from beastmode.errors import (
+    ClosedError,
+    PreconditionFailed,
+    RequestError,
+    StoreError,
+    StoreRefused,
+    StoreTimeout,
+    StoreUnavailable,
+)
+from beastmode.stores.attempts import attempts_of_call
+from beastmode.stores.base import AsyncStore, Change, FeedStore, Query, Store, StoreHealth, Target
 from beastmode.stores.documents import Delete, Document, Merge, Operation, Precondition, Set, Update
 from beastmode.stores.metered import (
     MeteredAsyncStore,
@@ -56,7 +66,10 @@ def test_reads(store: MeteredStore, meter: Meter) -> None:
     assert used(meter) == (2, 0, 0, 2)
     found = store.get_many(["users/3", "users/99", "users/3"])
     assert [document.exists for document in found] == [True, False, True]
-    assert used(meter) == (5, 0, 0, 3)
+    assert used(meter) == (4, 0, 0, 3)  # a path that is named twice is read once
+    with pytest.raises(RequestError):
+        store.get_many("users/1")
+    assert used(meter) == (4, 0, 0, 4)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +108,88 @@ def test_a_refused_call_bills_nothing_but_was_a_call(store: MeteredStore, meter:
     assert store.store.get("users/2").exists
 
 
-def test_a_timeout_bills_what_may_have_been_done(store: MeteredStore, meter: Meter) -> None:
+def possible(meter: Meter) -> tuple[int, int, int]:
+    units = meter.report().possibly_billed
+    return units.reads, units.writes, units.deletes
+
+
+def test_what_a_timeout_may_have_done_is_possibly_billed(store: MeteredStore, meter: Meter) -> None:
     with pytest.raises(StoreTimeout):
-        store.get_many(["users/1", "users/2"], deadline=0.0)
-    assert used(meter) == (2, 0, 0, 1)
+        store.get_many(["users/1", "users/2", "users/1"], deadline=0.0)
+    assert possible(meter) == (2, 0, 0)
     with pytest.raises(StoreTimeout):
         store.commit([Set("users/1", {}), Delete("users/2")], deadline=0.0)
-    assert used(meter) == (2, 1, 1, 2)
+    assert possible(meter) == (2, 1, 1)
     with pytest.raises(StoreTimeout):
         store.query(Query("users"), deadline=0.0)
-    assert used(meter) == (3, 1, 1, 3)
+    assert possible(meter) == (3, 1, 1)
+    with pytest.raises(StoreTimeout):
+        store.query(Query("users", limit=4), deadline=0.0)
+    assert possible(meter) == (7, 1, 1)
+    assert used(meter) == (0, 0, 0, 4)
+
+
+class Scripted:
+    """A store that tells of its attempts: each call makes `attempts`, answered or not."""
+
+    def __init__(self) -> None:
+        self.attempts: list[bool] = []
+        self.error: Exception | None = None
+
+    def commit(
+        self, operations: Sequence[Operation], *, deadline: float | None = None
+    ) -> list[int]:
+        told = attempts_of_call()
+        for answered in self.attempts:
+            told.sent()
+            if answered:
+                told.answered()
+        if self.error is not None:
+            raise self.error
+        return [1] * len(operations)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "error", "billed", "unknown"),
+    [
+        ([True], None, 1, 0),
+        ([False, True], None, 1, 1),
+        ([False, False, True], None, 1, 2),
+        ([True], StoreUnavailable("refused for the moment"), 0, 0),
+        ([False, False], StoreTimeout("late"), 0, 2),
+        ([], StoreTimeout("never sent"), 0, 0),
+        ([False, True], PreconditionFailed("the first one may have been it"), 0, 1),
+    ],
+)
+def test_a_store_that_tells_of_its_attempts_is_billed_by_them(
+    meter: Meter, attempts: list[bool], error: Exception | None, billed: int, unknown: int
+) -> None:
+    inner: Any = Scripted()
+    inner.attempts, inner.error = attempts, error
+    store = MeteredStore(inner, meter)
+    with contextlib.suppress(StoreError):
+        store.commit([Set("users/1", {}), Delete("users/2"), Set("_bm/1", {})])
+    assert used(meter) == (0, 2 * billed, billed, 1)
+    assert possible(meter) == (0, 2 * unknown, unknown)
+    assert meter.report().markers == Units(writes=billed)
+
+
+@pytest.mark.parametrize(("maybe_applied", "unknown"), [(True, 1), (False, 0)])
+def test_a_commit_that_may_be_applied_is_possibly_billed(
+    meter: Meter, maybe_applied: bool, unknown: int
+) -> None:
+    class Lost(SQLiteStore):
+        def commit(
+            self, operations: Sequence[Operation], *, deadline: float | None = None
+        ) -> list[int]:
+            error = StoreUnavailable("the connection was lost")
+            error.maybe_applied = maybe_applied
+            raise error
+
+    with Lost(":memory:") as inner, pytest.raises(StoreUnavailable):
+        MeteredStore(inner, meter).commit([Set("users/1", {})])
+    assert used(meter) == (0, 0, 0, 1)
+    assert possible(meter) == (0, unknown, 0)
 
 
 def test_health_is_not_counted_and_close_closes_the_store(
@@ -140,9 +225,10 @@ async def test_the_async_twin_counts_the_same(store: MeteredStore, meter: Meter)
     assert used(meter) == (8, 1, 1, 4)
     with pytest.raises(StoreTimeout):
         await counted.get("users/1", deadline=0.0)
+    assert possible(meter) == (1, 0, 0)
     with pytest.raises(PreconditionFailed):
         await counted.commit([Delete("users/2", Precondition(exists=False))])
-    assert used(meter) == (9, 1, 1, 6)
+    assert used(meter) == (8, 1, 1, 6)
     arrived: queue.Queue[Change] = queue.Queue()
     subscription = await counted.watch(Target(), arrived.put)
     await counted.commit([Set("users/10", {})])
@@ -150,7 +236,7 @@ async def test_the_async_twin_counts_the_same(store: MeteredStore, meter: Meter)
     assert change.path == "users/10"
     subscription.close()
     assert (await counted.health()).ok
-    assert used(meter) == (9, 2, 1, 7)
+    assert used(meter) == (8, 2, 1, 7)
     await counted.close()
     with pytest.raises(ClosedError):
         store.store.get("users/1")
@@ -173,7 +259,7 @@ class HangingStore:
         raise StoreUnavailable("no route")
 
 
-async def test_a_cancelled_call_bills_what_may_have_been_done(meter: Meter) -> None:
+async def test_what_a_cancelled_call_may_have_done_is_possibly_billed(meter: Meter) -> None:
     inner: Any = HangingStore()
     counted = MeteredAsyncStore(inner, meter)
     call = asyncio.create_task(counted.get("users/1"))
@@ -182,10 +268,12 @@ async def test_a_cancelled_call_bills_what_may_have_been_done(meter: Meter) -> N
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert used(meter) == (1, 0, 0, 1)
+    assert used(meter) == (0, 0, 0, 1)
+    assert possible(meter) == (1, 0, 0)
     with pytest.raises(StoreUnavailable):
         await counted.get_many(["users/1"])
-    assert used(meter) == (1, 0, 0, 2)
+    assert used(meter) == (0, 0, 0, 2)
+    assert possible(meter) == (1, 0, 0)
 
 
 # -- what beast mode causes itself --------------------------------------------------------------
@@ -271,3 +359,30 @@ async def test_a_health_probe_is_billed_where_the_store_says_so(
         await bridge.close()
     assert meter.report().actual == Usage(Units(reads=2), 2)
     assert meter.report().probes == Units(reads=2)
+    assert possible(meter) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "unknown"),
+    [(StoreTimeout("late"), 1), (StoreRefused("no permission"), 0), (None, 1)],
+    ids=repr,
+)
+async def test_a_failed_probe_is_billed_at_most(
+    meter: Meter, error: Exception | None, unknown: int
+) -> None:
+    class Billed(SQLiteStore):
+        health_reads = 1
+
+        def health(self) -> StoreHealth:
+            return StoreHealth(ok=False, latency_s=0.0, detail="failed", error=error)
+
+    class AsyncBilled(ThreadedAsyncStore):
+        health_reads = 1
+
+    with Billed(":memory:") as inner:
+        assert not MeteredStore(inner, meter).health().ok
+        bridge = AsyncBilled(inner)
+        assert not (await MeteredAsyncStore(bridge, meter).health()).ok
+        await bridge.close()
+    assert meter.report().actual == Usage(calls=2)
+    assert possible(meter) == (2 * unknown, 0, 0)

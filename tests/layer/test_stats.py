@@ -168,6 +168,7 @@ def test_all_seven_figures() -> None:
     assert figures.memory.detail == {"limit_bytes": 2**30, "share_of_limit_ratio": 0.25}
     assert figures.cost_reduction.detail == {
         "units": 40,
+        "possible_units": 0,
         "baseline_units": 1000,
         "calls": 30,
         "baseline_calls": 900,
@@ -180,6 +181,15 @@ def test_all_seven_figures() -> None:
         "baseline_cost": pytest.approx(1000 * 0.06 / 100_000),
         "currency": "USD",
     }
+
+
+def test_what_may_have_been_billed_is_taken_for_billed() -> None:
+    cost = MeterReport(
+        Usage(Units(reads=100), 100), Usage(Units(reads=40), 40), possibly_billed=Units(reads=10)
+    )
+    figure = stats(cost=cost).cost_reduction
+    assert figure.value == 0.5
+    assert (figure.detail["units"], figure.detail["possible_units"]) == (40, 10)
 
 
 def test_fewer_calls_are_not_a_lower_cost() -> None:

@@ -429,7 +429,8 @@ class BeastModeOptimizer(Transacting):
         # Not record_hit: the histogram of hits counts single reads.
         kind = "other" if source == "hit" else source
         count = len(documents)
-        self._tally.read(kind, perf_counter_ns() - began, count, held, count)
+        once = len({document.path for document in documents})
+        self._tally.read(kind, perf_counter_ns() - began, count, held, once)
         return Response(source, documents=documents)
 
     def _queried(self, documents: list[Document], source: Source, began: int) -> Response:

@@ -2,13 +2,16 @@
 
 Counted as actual usage, by the rules of Firestore's bill: a document read is 1 unit, whether it
 exists or not; a query reads each document it returns and at least 1; each operation of a commit
-is 1 unit, deletions apart. Every call asked of the store counts as a call. Units count when the
-call succeeded, and when it timed out or was cancelled, because the work may well have been done
-and billed; a call that failed otherwise bills nothing. Of a feed every document counts that it was
-sent, deletions apart, as for a listener of Firestore; a store that is billed for `health` says so
-by an attribute `health_reads`. In a transaction everything counts as outside of one, each time
-that it is run. `watch`, `close` and what else a store offers pass through; with
-`bill_changes=True` each change that a watch delivers, but a deletion, is one read.
+is 1 unit, deletions apart; a path named twice in one call is read once. Every call asked of the
+store counts as a call. Units count as billed when the call succeeded. An attempt without an answer
+may have been carried out all the same: it timed out, was cancelled, or its connection was lost.
+Its units count as possibly billed, also where the store repeated it and the repetition succeeded
+(`stores.attempts`). A call that was refused or never sent bills nothing.
+
+Of a feed every document counts that it was sent, deletions apart, as for a listener of Firestore; a
+store that is billed for `health` says so by an attribute `health_reads`. In a transaction everything
+counts as outside of one, each time that it is run. `watch`, `close` and what else a store offers
+pass through; with `bill_changes=True` each change that a watch delivers, but a deletion, is one read.
 
 Documents in the collection `_bm` are beast mode's own: markers of batches. They are billed as all
 others and told apart.
@@ -21,7 +24,8 @@ from contextlib import contextmanager
 from typing import Any, Final, cast
 
 from beastmode.cost import Account, Meter, Units
-from beastmode.errors import StoreTimeout
+from beastmode.errors import StoreError, StoreTimeout
+from beastmode.stores.attempts import Attempts, unanswered
 from beastmode.stores.base import (
     AsyncStore,
     Change,
@@ -72,13 +76,32 @@ def _is_own(path: object) -> bool:
 
 
 def _read_bill(paths: Sequence[str]) -> _Bill:
-    own = sum(map(_is_own, paths))
-    return _Bill(Units(reads=len(paths)), Units(reads=own) if own else _NONE)
+    if isinstance(paths, str):
+        return _Bill(_NONE)  # the store refuses it
+    named: Sequence[object] = paths
+    once = {path for path in named if isinstance(path, str)}
+    own = sum(map(_is_own, once))
+    return _Bill(Units(reads=len(once)), Units(reads=own) if own else _NONE)
+
+
+def _query_bill(query: Query) -> _Bill:
+    """Return what a query is billed at most; of one without a limit nobody knows."""
+    return _Bill(query_units(getattr(query, "limit", None) or 0))
 
 
 def _commit_bill(operations: Sequence[Operation]) -> _Bill:
     own = [each for each in operations if _is_own(getattr(each, "path", None))]
     return _Bill(commit_units(operations), commit_units(own) if own else _NONE)
+
+
+def _unheard(attempts: Attempts, error: BaseException | None) -> int:
+    """Return how many attempts of a call that ended with `error` may be billed unheard."""
+    if attempts.told:
+        return attempts.open
+    if isinstance(error, StoreError):
+        return int(isinstance(error, StoreTimeout) or error.maybe_applied)
+    # What is no Exception is a cancellation.
+    return int(error is not None and not isinstance(error, Exception))
 
 
 class _Metered(StoreWrapper):
@@ -95,25 +118,31 @@ class _Metered(StoreWrapper):
         self.meter.add_listener(lambda: feed.documents_read)
         return feed
 
-    def _count_health(self) -> None:
-        reads = getattr(self._inner, "health_reads", 0)
-        if reads:
-            self._count(Units(reads=reads), "probes", 1)
+    def _count_health(self, health: StoreHealth, attempts: Attempts) -> None:
+        reads = Units(reads=getattr(self._inner, "health_reads", 0))
+        if reads != _NONE:
+            self._count(reads if health.ok else _NONE, "probes", 1)
+            error = None if health.ok else health.error or StoreTimeout(health.detail)
+            self.meter.count_possible(reads * _unheard(attempts, error))
 
     @contextmanager
     def _call(self, bill: _Bill) -> Iterator[_Bill]:
-        try:
-            yield bill
-        except StoreTimeout:
-            raise
-        except Exception:  # refused or not reached; a cancellation is no Exception
-            bill.units = bill.markers = _NONE
-            raise
-        finally:
-            if bill.markers is not _NONE:
-                self._count(bill.markers, "markers", int(bill.markers == bill.units))
-            if bill.markers is _NONE or bill.markers != bill.units:
-                self._count(bill.units - bill.markers, self._account, 1)
+        asked: _Bill = bill
+        failed: BaseException | None = None
+        with unanswered() as attempts:
+            try:
+                yield bill
+            except BaseException as error:
+                asked, bill, failed = bill, _Bill(_NONE), error
+                raise
+            finally:
+                own = asked.markers is not _NONE
+                only_own = own and asked.markers == asked.units
+                if own:
+                    self._count(bill.markers, "markers", int(only_own))
+                if not only_own:
+                    self._count(bill.units - bill.markers, self._account, 1)
+                self.meter.count_possible(asked.units * _unheard(attempts, failed))
 
     def _count(self, units: Units, account: Account, calls: int) -> None:
         self.meter.count_actual(
@@ -160,13 +189,13 @@ class MeteredStore(_Metered):
             return self.store.get(path, deadline=deadline)
 
     def get_many(self, paths: Sequence[str], *, deadline: float | None = None) -> list[Document]:
-        """See `Store.get_many`; 1 read for each path."""
+        """See `Store.get_many`; 1 read for each path, named once or twice."""
         with self._call(_read_bill(paths)):
             return self.store.get_many(paths, deadline=deadline)
 
     def query(self, query: Query, *, deadline: float | None = None) -> QueryResult:
         """See `Store.query`; 1 read for each document, at least 1."""
-        with self._call(_Bill(query_units(0))) as bill:
+        with self._call(_query_bill(query)) as bill:
             result = self.store.query(query, deadline=deadline)
             bill.units = query_units(len(result.documents))
             return result
@@ -183,9 +212,11 @@ class MeteredStore(_Metered):
         return self.store.watch(target, self._counting(on_change))
 
     def health(self) -> StoreHealth:
-        """See `Store.health`; billed where the store says so, answered or not."""
-        self._count_health()
-        return self.store.health()
+        """See `Store.health`; billed where the store says so."""
+        with unanswered() as attempts:
+            health = self.store.health()
+        self._count_health(health, attempts)
+        return health
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -227,7 +258,7 @@ class MeteredAsyncStore(_Metered):
 
     async def query(self, query: Query, *, deadline: float | None = None) -> QueryResult:
         """See `MeteredStore.query`."""
-        with self._call(_Bill(query_units(0))) as bill:
+        with self._call(_query_bill(query)) as bill:
             result = await self.store.query(query, deadline=deadline)
             bill.units = query_units(len(result.documents))
             return result
@@ -245,8 +276,10 @@ class MeteredAsyncStore(_Metered):
 
     async def health(self) -> StoreHealth:
         """See `MeteredStore.health`."""
-        self._count_health()
-        return await self.store.health()
+        with unanswered() as attempts:
+            health = await self.store.health()
+        self._count_health(health, attempts)
+        return health
 
     async def close(self) -> None:
         """See `MeteredStore.close`."""

@@ -17,6 +17,7 @@ from beastmode.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
+from beastmode.stores.attempts import attempts_of_call
 from beastmode.stores.base import (
     Change,
     Query,
@@ -35,6 +36,7 @@ from beastmode.stores.firestore.base import (
 )
 from beastmode.stores.firestore.calls import Attempts, Silence
 from beastmode.stores.firestore.channel import AsyncConnection
+from beastmode.stores.firestore.errors import is_answered
 from beastmode.stores.transactions import AsyncStoreTransaction, BoundAsyncTransaction
 
 __all__ = ["AsyncFirestoreStore"]
@@ -235,13 +237,17 @@ class AsyncFirestoreStore(FirestoreBase):
     ) -> T:
         """Return what `attempt(connection, seconds left)` returns, tried again as allowed."""
         attempts = Attempts(self._policy, end)
+        billed = attempts_of_call()
         while True:
             left = remaining(end, what)
             connection = self._connect(what)
             silence = self._silence[asyncio.get_running_loop()]
+            billed.sent()
             try:
                 answer = await attempt(connection, left)
             except self._google.grpc.RpcError as error:
+                if is_answered(error):
+                    billed.answered()
                 failed = self._failed(error, what, operations, token)
                 cause: BaseException = error
             except asyncio.CancelledError as error:
@@ -252,10 +258,12 @@ class AsyncFirestoreStore(FirestoreBase):
                 failed, cause = StoreUnavailable(f"{what}: the connection was closed"), error
                 failed.maybe_applied = operations is not None
             except self._google.UsageError as error:
+                billed.answered()
                 if not self._closed:
                     raise
                 failed, cause = self._is_closed(what), error
             else:
+                billed.answered()
                 silence.broken()
                 return answer
             if self._closed:

@@ -46,7 +46,7 @@ from beastmode.errors import (
 )
 from beastmode.stores.documents import Operation, Update
 
-__all__ = ["commit_failure", "conflict", "failure"]
+__all__ = ["commit_failure", "conflict", "failure", "is_answered"]
 
 _UNAVAILABLE: Final = frozenset({"UNAVAILABLE", "ABORTED", "INTERNAL", "CANCELLED", "UNKNOWN"})
 _OUTCOME_UNKNOWN: Final = frozenset(
@@ -123,8 +123,14 @@ def commit_failure(error: Any, operations: Sequence[Operation]) -> StoreError:
         if candidates:
             return _condition(candidates, details)
     found = _other(code, details, text)
-    found.maybe_applied = code in _OUTCOME_UNKNOWN and not _NEVER_SENT.search(details)
+    found.maybe_applied = not is_answered(error)
     return found
+
+
+def is_answered(error: Any) -> bool:
+    """Return whether the server has said no, or was never asked: it has not done what was asked."""
+    code, details = _of(error)
+    return code not in _OUTCOME_UNKNOWN or bool(_NEVER_SENT.search(details))
 
 
 def _of(error: Any) -> tuple[str, str]:

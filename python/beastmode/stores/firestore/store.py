@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
 from beastmode.errors import ClosedError, RequestError, StoreError, StoreTimeout
+from beastmode.stores.attempts import attempts_of_call
 from beastmode.stores.base import (
     Change,
     Query,
@@ -29,6 +30,7 @@ from beastmode.stores.firestore.base import (
 )
 from beastmode.stores.firestore.calls import Attempts, Silence
 from beastmode.stores.firestore.channel import Connection
+from beastmode.stores.firestore.errors import is_answered
 from beastmode.stores.transactions import BoundTransaction, StoreTransaction
 
 __all__ = ["FirestoreStore"]
@@ -231,19 +233,25 @@ class FirestoreStore(FirestoreBase):
     ) -> T:
         """Return what `attempt(connection, seconds left)` returns, tried again as allowed."""
         attempts = Attempts(self._policy, end)
+        billed = attempts_of_call()
         while True:
             left = remaining(end, what)
             connection = self._connection
+            billed.sent()
             try:
                 answer = attempt(connection, left)
             except self._google.grpc.RpcError as error:
+                if is_answered(error):
+                    billed.answered()
                 failed = self._failed(error, what, operations, token)
                 cause: Exception = error
             except ValueError as error:  # the channel was closed meanwhile
+                billed.answered()
                 failed, cause = self._is_closed(what), error
                 if not self._closed:
                     raise
             else:
+                billed.answered()
                 self._silence.broken()
                 return answer
             if self._closed:
