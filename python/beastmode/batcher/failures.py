@@ -78,10 +78,9 @@ class Failures:
             )
         else:
             logger.error(
-                "committing failed unexpectedly%s; nothing is dropped, it is tried again with "
-                "pauses of up to %g s, and not logged again before the error changes",
+                "committing failed unexpectedly%s; nothing is dropped, it is tried again, and not "
+                "logged again before the error changes",
                 after,
-                LASTING_S,
                 exc_info=error,
             )
 
