@@ -221,6 +221,41 @@ async def test_tasks_are_told_as_well(firestore: Firestore, store: FirestoreStor
         await other.close()
 
 
+def test_a_write_too_much_takes_no_other_with_it(store: FirestoreStore) -> None:
+    """Joined with those before it, it would have all of them refused."""
+    writes: list[Operation] = [
+        Set("u/a", {"a": "x" * 600_000}),
+        Merge("u/a", {"b": 1}),
+        Merge("u/a", {"c": "x" * 600_000}),
+        Merge("u/a", {"d": 1}),
+    ]
+    failed: list[Operation] = []
+    with BeastModeBatcher(
+        store,
+        max_delay_s=3600.0,
+        commit_deadline_s=20.0,
+        on_failed=lambda operation, error: failed.append(operation),
+    ) as batcher:
+        batcher.write(writes)
+        batcher.flush()
+    assert failed == [writes[2]]
+    assert set(store.get("u/a").data or ()) == {"a", "b", "d"}
+
+
+def test_many_small_integers_are_joined_only_so_far(store: FirestoreStore) -> None:
+    """They take four times the bytes of the journal's encoding."""
+    with BeastModeBatcher(store, max_delay_s=3600.0, commit_deadline_s=20.0) as batcher:
+        batcher.write([Set("u/a", {"a0": [1] * 60_000})])
+        batcher.write([Merge("u/a", {"a1": [1] * 64_900})])
+        assert batcher.get_stats().coalesced == 1
+        batcher.write([Merge("u/a", {"a2": [1] * 60_000})])
+        assert batcher.get_stats().coalesced == 1
+        batcher.flush()
+    held = store.get("u/a").data or {}
+    assert [len(held[name]) for name in ("a0", "a1")] == [60_000, 64_900]
+    assert "a2" not in held
+
+
 def test_filters_are_bounded_as_values_are(store: FirestoreStore) -> None:
     for op, value, text in [
         ("==", [[1]], "list directly"),

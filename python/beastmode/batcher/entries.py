@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from beastmode.batcher.outside import WriteJournal
 from beastmode.batcher.waiting import Waiter
 from beastmode.stores.documents import Operation, combine
 
 __all__ = ["Entry", "Part", "WriteCall", "fold_entries", "merge_entries", "resolve"]
+
+
+_MERGED_BYTES: Final = 250_000
+"""As large may one operation be that is made of several.
+
+Were it refused for its size, all of them would be, also those that the store takes alone. In the
+journal's encoding a document has no less than a quarter of the bytes that Firestore counts, and
+it takes 1 MiB.
+"""
 
 
 class WriteCall:
@@ -108,6 +118,8 @@ def merge_entries(older: Entry, newer: Entry) -> Entry | None:
         return None
     operation = combine(older.operation, newer.operation)
     if operation is None:
+        return None
+    if operation is not newer.operation and older.size + newer.size > _MERGED_BYTES:
         return None
     older.parts.extend(newer.parts)
     if operation is newer.operation:
