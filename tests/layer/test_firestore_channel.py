@@ -12,7 +12,7 @@ import pytest
 
 from beastmode.errors import ConfigError, MissingExtra
 from beastmode.stores.firestore import _google
-from beastmode.stores.firestore.channel import AsyncConnection, Connection, find_place
+from beastmode.stores.firestore.channel import AsyncConnection, Connection, find_place, reader
 from beastmode.testing.pytest_plugin import Firestore
 
 
@@ -183,3 +183,13 @@ async def test_the_channel_of_a_loop(google: _google.Google, firestore: Firestor
         assert [answer.missing async for answer in stream] == [f"{connection.documents}u/a"]
     finally:
         await connection.close()
+
+
+def test_a_message_that_cannot_be_read_is_told(
+    google: _google.Google, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = reader(google.ListenResponse)
+    assert read(google.ListenResponse().SerializeToString()) == google.ListenResponse()
+    with pytest.raises(Exception, match="parsing"):
+        read(b"\xff\xff")
+    assert "a ListenResponse of 2 bytes cannot be read: DecodeError" in caplog.text

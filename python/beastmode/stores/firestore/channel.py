@@ -6,9 +6,10 @@ minutes and are shared by all channels of a process, so ours has its own pool of
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -16,7 +17,9 @@ from urllib.parse import quote
 from beastmode.errors import ConfigError
 from beastmode.stores.firestore._google import Google
 
-__all__ = ["AsyncConnection", "Connection", "Place", "find_place"]
+__all__ = ["AsyncConnection", "Connection", "Place", "find_place", "reader"]
+
+logger = logging.getLogger(__name__)
 
 EMULATOR_VARIABLE: Final = "FIRESTORE_EMULATOR_HOST"
 PRODUCTION: Final = "firestore.googleapis.com"
@@ -148,6 +151,20 @@ def _check_server(name: str, value: object, *, port: bool = True) -> None:
         raise ConfigError(f"{name} must be {wanted}, got {value!r}")
 
 
+def reader(kind: Any) -> Callable[[bytes], Any]:
+    """Return what makes messages of `kind`, and says why where it cannot; gRPC would not."""
+    parse: Callable[[bytes], Any] = kind.FromString
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except Exception as error:
+            logger.error("a %s of %d bytes cannot be read: %r", kind.__name__, len(data), error)
+            raise
+
+    return read
+
+
 class _Calls:
     """The calls of one channel, as gRPC's own callables over raw messages."""
 
@@ -161,32 +178,32 @@ class _Calls:
         self.batch_get = channel.unary_stream(
             f"{_SERVICE}BatchGetDocuments",
             google.BatchGetDocumentsRequest.SerializeToString,
-            google.BatchGetDocumentsResponse.FromString,
+            reader(google.BatchGetDocumentsResponse),
         )
         self.run_query = channel.unary_stream(
             f"{_SERVICE}RunQuery",
             google.RunQueryRequest.SerializeToString,
-            google.RunQueryResponse.FromString,
+            reader(google.RunQueryResponse),
         )
         self.commit = channel.unary_unary(
             f"{_SERVICE}Commit",
             google.CommitRequest.SerializeToString,
-            google.CommitResponse.FromString,
+            reader(google.CommitResponse),
         )
         self.begin_transaction = channel.unary_unary(
             f"{_SERVICE}BeginTransaction",
             google.BeginTransactionRequest.SerializeToString,
-            google.BeginTransactionResponse.FromString,
+            reader(google.BeginTransactionResponse),
         )
         self.rollback = channel.unary_unary(
             f"{_SERVICE}Rollback",
             google.RollbackRequest.SerializeToString,
-            google.Empty.FromString,
+            reader(google.Empty),
         )
         self._listen = channel.stream_stream(
             f"{_SERVICE}Listen",
             google.ListenRequest.SerializeToString,
-            google.ListenResponse.FromString,
+            reader(google.ListenResponse),
         )
 
 
