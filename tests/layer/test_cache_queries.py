@@ -15,12 +15,21 @@ import pytest
 
 from beastmode.cache import BeastModeCache, Lease, Rule
 from beastmode.cache.queries import canonical
-from beastmode.errors import ClosedError, ConfigError, LoadError, RequestError, StoreUnavailable
+from beastmode.errors import (
+    ClosedError,
+    ConfigError,
+    LoadError,
+    RequestError,
+    StoreTimeout,
+    StoreUnavailable,
+)
 from beastmode.optimizer import BeastModeOptimizer
 from beastmode.requests import Request
 from beastmode.stores.base import Change, Filter, Order, Query
 from beastmode.stores.documents import Delete, Document, Set
+from beastmode.stores.sqlite import SQLiteStore
 from beastmode.stores.values import GeoPoint
+from layer.faulty_store import FaultyStore
 from scripted import WAIT_S, ScriptedAsyncStore, ScriptedStore
 from support import FakeClock
 
@@ -454,6 +463,160 @@ def test_bad_queries_and_answers_are_told(cache: BeastModeCache, store: Scripted
     cache.close()
     with pytest.raises(ClosedError):
         cache.query(ADULTS)
+
+
+# -- while the store fails ---------------------------------------------------------------------
+
+
+def fail(store: ScriptedStore, error: type[Exception] = StoreUnavailable) -> None:
+    store.error = error("down")
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable, StoreTimeout])
+@pytest.mark.parametrize("why", ["the stream is lost", "a document is in doubt", "silence"])
+async def test_a_result_is_served_as_stale_while_the_store_fails(
+    cache: BeastModeCache,
+    store: ScriptedStore,
+    clock: FakeClock,
+    lease: Lease,
+    why: str,
+    error: type[Exception],
+) -> None:
+    assert ids(cache) == (["2", "0"], "store")
+    if why == "the stream is lost":
+        lease.cancel()
+        cache.mark_unverified("users")
+    elif why == "a document is in doubt":
+        cache.doubt(["users/1"])
+    else:
+        lease.valid_until = clock.now
+    fail(store, error)
+    assert ids(cache) == (["2", "0"], "stale")
+    answer = await cache.aquery(ADULTS)
+    assert (len(answer.documents), answer.source) == (2, "stale")
+    clock.advance(59.9)
+    assert ids(cache) == (["2", "0"], "stale")
+    assert cache.get_stats().queries.stale_served == 3
+    with pytest.raises(error):
+        cache.query(ALL)
+    clock.advance(0.2)
+    with pytest.raises(error):  # past `max_stale_s`
+        cache.query(ADULTS)
+    store.error = None
+    assert ids(cache) == (["2", "0"], "store")
+
+
+def test_what_is_too_old_is_forgotten(
+    cache: BeastModeCache, store: ScriptedStore, clock: FakeClock, lease: Lease
+) -> None:
+    ids(cache)
+    cache.mark_unverified()
+    assert cache.get_stats().queries.stale == 1
+    clock.advance(61)
+    cache.cleanup()
+    assert cache.get_stats().queries.stale == 0
+
+
+@pytest.mark.parametrize("when", ["before the doubt", "after it"])
+@pytest.mark.parametrize(
+    "what",
+    ["change", "own write", "unknown write", "invalidate", "prefix", "clear", "load", "gone"],
+)
+def test_a_result_that_lacks_what_was_seen_or_written_is_not_served(
+    cache: BeastModeCache, store: ScriptedStore, lease: Lease, when: str, what: str
+) -> None:
+    assert ids(cache) == (["2", "0"], "store")
+    if when == "after it":
+        lease.cancel()
+        cache.mark_unverified("users")
+    if what == "change":
+        cache.apply_change(Change(store.put("users/5", age=50)))
+    elif what in ("own write", "unknown write"):
+        cache.write_started("users/5")
+        document = store.put("users/5", age=50)
+        cache.write_finished("users/5", document if what == "own write" else None)
+    elif what == "invalidate":
+        cache.invalidate("users/5")
+    elif what == "prefix":
+        cache.invalidate(prefix="users")
+    elif what == "clear":
+        cache.clear()
+    elif what == "load":
+        store.put("users/5", age=50)
+        assert cache.get("users/5").source == "store"
+    else:
+        store.delete("users/0")
+        cache.observe([store.get("users/0")])
+    if when == "before the doubt":
+        cache.mark_unverified("users")
+    fail(store)
+    with pytest.raises(StoreUnavailable):
+        cache.query(ADULTS)
+
+
+def test_a_newer_answer_takes_the_place_of_the_stale_one(
+    cache: BeastModeCache, store: ScriptedStore, lease: Lease
+) -> None:
+    ids(cache)
+    lease.cancel()
+    cache.mark_unverified("users")
+    store.delete("users/0")
+    assert ids(cache) == (["2"], "store"), "not kept, because nobody covers it"
+    fail(store)
+    with pytest.raises(StoreUnavailable):
+        cache.query(ADULTS)
+
+
+def test_stale_results_are_bounded(store: ScriptedStore, clock: FakeClock) -> None:
+    cache = BeastModeCache(store, timer=clock, max_queries=3, max_query_documents=5)
+    cache.cover_collection("users", Lease(math.inf))
+    for limit in (1, 2, 3):
+        cache.query(Query("users", limit=limit))
+    cache.mark_unverified()
+    cache.cover_collection("users", Lease(math.inf))
+    cache.query(Query("users", limit=4))
+    cache.mark_unverified()
+    fail(store)
+    with pytest.raises(StoreUnavailable):
+        cache.query(Query("users", limit=1))
+    assert cache.query(Query("users", limit=4)).source == "stale"
+    with pytest.raises(StoreUnavailable):
+        cache.query(Query("users", limit=3))
+    cache.close()
+    assert cache.get_stats().queries.stale == 0
+
+
+@pytest.mark.parametrize("by", ["sync", "async"])
+def test_requests_are_answered_by_stale_results_until_something_is_written(
+    tmp_path: Path, by: str
+) -> None:
+    store = FaultyStore(SQLiteStore(tmp_path / "a.db"))
+    store.inner.commit([Set("users/1", {"age": 30})])
+    request = Request.query(ADULTS)
+    journal = str(tmp_path / "journal.db")
+    with BeastModeOptimizer(store, journal_path=journal, healing_interval_s=60) as optimizer:
+
+        def ask() -> Any:
+            if by == "sync":
+                return optimizer.handle_request_sync(None, request)
+            return asyncio.run(optimizer.handle_request(None, request))
+
+        lease = Lease(math.inf)
+        optimizer.cache.cover_collection("users", lease)
+        assert ask().source == "store"
+        store.down = StoreUnavailable("down")
+        lease.cancel()
+        optimizer.cache.mark_unverified("users")
+        reads = optimizer._tally.reads()
+        for _ in range(20):  # more than it takes to open the breaker
+            response = ask()
+            assert (response.source, len(response.documents)) == ("stale", 1)
+        assert optimizer._parts.breaker.state != "closed"
+        assert optimizer._tally.reads() == (reads[0] + 20, reads[1] + 20), "none asked the store"
+        optimizer.handle_request_sync(None, Request.set("users/2", {"age": 40}))
+        with pytest.raises(StoreUnavailable):
+            ask()  # it would lack the own write
+        store.down = None
 
 
 # -- the way of a request ----------------------------------------------------------------------

@@ -8,7 +8,8 @@ A result is right while its collection's stream is healthy and nothing newer is 
 `version` is the newest version that the store had when it answered, so every change up to it is
 in the result. `floor` is the newest version known in the collection, heard as a change, written
 by ourselves or brought by a load; a result below it is outdated. What has no version (a write of
-unknown outcome, an invalidation, doubt) begins a new epoch, and results are of one epoch.
+unknown outcome, an invalidation, doubt) begins a new epoch, and results are of one epoch. What
+doubt alone has ended may be served as stale while the store fails (`stale_results`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -24,6 +26,7 @@ from beastmode.cache.gate import Gate
 from beastmode.cache.holdings import Holdings, is_under
 from beastmode.cache.lease import Lease
 from beastmode.cache.rules import RuleBook
+from beastmode.cache.stale_results import StaleResult, StaleResults
 from beastmode.errors import ClosedError
 from beastmode.stores.base import Query, QueryResult
 from beastmode.stores.documents import Document, collection_of
@@ -53,6 +56,10 @@ class QueryReport:
     """Documents in them, each counted once for each result that it is in."""
     collections: int
     """Collections that a lease covers."""
+    stale_served: int = 0
+    """Queries answered, as the store failed, by a result that was right until doubt."""
+    stale: int = 0
+    """Such results kept now."""
 
 
 def canonical(query: Query) -> Hashable | None:
@@ -111,10 +118,12 @@ class QueryFlight(Flight[QueryResult]):
 
 
 class _Result(NamedTuple):
+    collection: str
     covered: _Covered
     epoch: int
     version: int
     documents: dict[str, Document]
+    max_stale: float
 
 
 class _Begun(NamedTuple):
@@ -154,7 +163,9 @@ class QueryShelf:
         self._covered: dict[str, _Covered] = {}
         self._results: OrderedDict[Hashable, _Result] = OrderedDict()
         self._documents = 0
+        self._stale = StaleResults(max_queries, max_documents)
         self._flights: dict[Hashable, QueryFlight] = {}
+        self.stale_served = 0
         self.hits = self.loads = self.coalesced = self.discarded = self.outdated = 0
 
     # -- reads ---------------------------------------------------------------------------------
@@ -170,7 +181,7 @@ class QueryShelf:
         leader: asyncio.AbstractEventLoop | None,
     ) -> _Begun:
         """Return the held result, or the flight to wait for. O(1), a hit O(documents)."""
-        held = None if key is None else self._find(query.collection, key, now)
+        held = None if key is None else self._find(key, now)
         if held is not None:
             self.hits += 1
             return _Begun(list(held.documents.values()))
@@ -194,23 +205,43 @@ class QueryShelf:
         self.loads += 1
         return _Begun(flight=flight, led=True)
 
-    def _find(self, collection: str, key: Hashable, now: float) -> _Result | None:
+    def _find(self, key: Hashable, now: float) -> _Result | None:
         result = self._results.get(key)
         if result is None:
             return None
-        covered = result.covered
-        if (
-            self._covered.get(collection) is covered
-            and result.epoch == covered.epoch
-            and result.version >= covered.floor
-        ):
-            if now < covered.lease.valid_until:
+        if self._is_right(result):
+            if now < result.covered.lease.valid_until:
                 self._results.move_to_end(key)
                 return result
             return None  # the stream may come to be heard again
         self.outdated += 1
         self._discard(key)
         return None
+
+    def _is_right(self, result: _Result) -> bool:
+        """Return whether nothing is known that a result may lack."""
+        covered = result.covered
+        return (
+            self._covered.get(result.collection) is covered
+            and result.epoch == covered.epoch
+            and result.version >= covered.floor
+        )
+
+    def stale(self, key: Hashable | None, now: float) -> list[Document] | None:
+        """Return what to answer as the store fails: right until doubt, and not long ago. O(1)."""
+        if key is None:
+            return None
+        documents = None
+        held = self._results.get(key)
+        if held is not None and self._is_right(held):
+            if now < held.covered.lease.promised_until + held.max_stale:
+                documents = held.documents
+        elif (kept := self._stale.find(key, now)) is not None:
+            documents = kept.documents
+        if documents is None:
+            return None
+        self.stale_served += 1
+        return list(documents.values())
 
     def land(self, flight: QueryFlight, result: QueryResult) -> None:
         """Keep what a flight brought, if nothing newer is known, and hand it to its waiters."""
@@ -222,6 +253,9 @@ class QueryShelf:
             result = flight.newest(result)
             for document in result.documents:  # what is older must not be seen after this
                 self._learn(document)
+                self._stale.seen(document)
+            if flight.key is not None:
+                self._stale.discard(flight.key)
             self._keep(flight, result)
             successor = None if flight.key is None else self._flights.get(flight.key)
             if successor is not None:
@@ -257,7 +291,9 @@ class QueryShelf:
                 self._held.install(path, path, policy, document, flight.started)
         if len(documents) <= self._max_documents:
             self._discard(flight.key)
-            self._results[flight.key] = _Result(covered, epoch, result.version, documents)
+            self._results[flight.key] = _Result(
+                flight.path, covered, epoch, result.version, documents, policy.max_stale
+            )
             self._documents += len(documents)
             while len(self._results) > self._max_queries or self._documents > self._max_documents:
                 self._discard(next(iter(self._results)))
@@ -284,8 +320,9 @@ class QueryShelf:
         if flight.key is not None and self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
 
-    def reap(self) -> list[QueryFlight]:
-        """Return the flights that will never end, for the caller to abandon."""
+    def reap(self, now: float) -> list[QueryFlight]:
+        """Return the flights that will never end, to be abandoned; forget what is too old."""
+        self._stale.expire(now)
         return [flight for flight in self._flights.values() if flight.is_dead()]
 
     # -- what covers collections, and what ends results ----------------------------------------
@@ -309,10 +346,11 @@ class QueryShelf:
 
     def changed(self, path: str, version: int | None) -> None:
         """Take notice that `path` is, or may (None) be, another since `version`. O(flights)."""
-        if not self._covered and not self._flights:
+        if not self._covered and not self._flights and not self._stale:
             return
         collection = collection_of(path)
         self._kill(collection)
+        self._stale.changed(collection, version)
         covered = self._covered.get(collection)
         if covered is None:
             return
@@ -323,8 +361,9 @@ class QueryShelf:
 
     def seen(self, document: Document) -> None:
         """Take notice of what a load brought: no result may show its readers less. O(results)."""
-        if not self._covered and not self._flights:
+        if not self._covered and not self._flights and not self._stale:
             return
+        self._stale.seen(document)
         collection = collection_of(document.path)
         covered = self._covered.get(collection)
         if covered is None or document.version > covered.floor:
@@ -345,27 +384,54 @@ class QueryShelf:
             self.outdated += 1
             self._discard(key)
 
-    def doubt_paths(self, paths: Sequence[str]) -> None:
-        """Begin a new epoch in the collections of `paths`."""
+    def doubt_paths(self, paths: Sequence[str], now: float) -> None:
+        """Begin a new epoch in the collections of `paths`; their results are stale from `now`."""
         if self._covered or self._flights:
-            for collection in set(map(collection_of, paths)):
-                self._bump(collection)
+            self._doubt(set(map(collection_of, paths)), now)
 
     def bump_under(self, prefix: str | None) -> None:
-        """Begin a new epoch in the collections at, under and around `prefix`."""
-        for collection in {*self._covered, *(one.path for one in self._flights.values())}:
-            if prefix is None or is_under(collection, prefix) or is_under(prefix, collection):
-                self._bump(collection)
+        """Begin a new epoch in the collections at, under and around `prefix`.
 
-    def doubt_under(self, prefix: str | None) -> None:
-        """As `bump_under`; leases that were cancelled cover collections there no more.
+        Nothing of them is served any more, for they have been changed.
+        """
+        for collection in self._around(prefix):
+            self._stale.changed(collection, None)
+            self._bump(collection)
+
+    def doubt_under(self, prefix: str | None, now: float) -> None:
+        """Begin a new epoch there, too; results are stale, cancelled leases cover no more.
 
         Any other goes on to vouch for what is read from here on: its stream is still heard.
         """
-        self.bump_under(prefix)
+        self._doubt(self._around(prefix), now)
         for collection, covered in list(self._covered.items()):
             if covered.lease.cancelled and (prefix is None or is_under(collection, prefix)):
                 self.uncover(collection)
+
+    def _around(self, prefix: str | None) -> set[str]:
+        known = {
+            *self._covered,
+            *(one.path for one in self._flights.values()),
+            *self._stale.collections,
+        }
+        return {
+            one for one in known if prefix is None or is_under(one, prefix) or is_under(prefix, one)
+        }
+
+    def _doubt(self, collections: AbstractSet[str], now: float) -> None:
+        """Put aside what was right until now, and begin a new epoch. O(results)."""
+        for key, result in list(self._results.items()):
+            lease, collection = result.covered.lease, result.collection
+            if collection in collections and self._is_right(result):
+                since = min(now, lease.promised_until)
+                until = since + result.max_stale
+                self._stale.put(
+                    key, StaleResult(collection, result.version, result.documents, until)
+                )
+                self.outdated += 1
+                self._discard(key)
+        for collection in collections:
+            self._bump(collection)
 
     def _bump(self, collection: str) -> None:
         self._kill(collection)
@@ -384,6 +450,7 @@ class QueryShelf:
             flights = list(self._flights.values())
             self._covered.clear()
             self._results.clear()
+            self._stale.clear()
             self._documents = 0
         for flight in flights:
             self.fail(flight, ClosedError("the cache was closed during the query"))
@@ -399,4 +466,6 @@ class QueryShelf:
             held=len(self._results),
             documents=self._documents,
             collections=len(self._covered),
+            stale_served=self.stale_served,
+            stale=len(self._stale),
         )

@@ -17,7 +17,7 @@ from beastmode.cache.loader import Loader
 from beastmode.cache.queries import QueryFlight, canonical
 from beastmode.cache.report import Source
 from beastmode.cache.state import CacheState
-from beastmode.errors import LoadError, StoreTimeout
+from beastmode.errors import LoadError, StoreTimeout, StoreUnavailable
 from beastmode.stores.base import AsyncStore, Query, QueryResult, Store
 from beastmode.stores.documents import Document
 
@@ -90,7 +90,7 @@ class QueryLoader:
                 return QueryAnswer(held or [], "hit")
             if led:
                 self._load(asking, flight)
-            answer = asking.answer(flight, flight.outcome(asking.limit), led=led)
+            answer = self._answer(asking, flight, flight.outcome(asking.limit), led=led)
             if answer is not None:
                 return answer
 
@@ -109,7 +109,7 @@ class QueryLoader:
                 task = loop.create_task(self._aload(store, asking, flight))
                 self._loader.hold(task)
                 task.add_done_callback(functools.partial(self._ended, flight))
-            answer = asking.answer(flight, await flight.aoutcome(asking.limit), led=led)
+            answer = self._answer(asking, flight, await flight.aoutcome(asking.limit), led=led)
             if answer is not None:
                 return answer
 
@@ -128,6 +128,19 @@ class QueryLoader:
                 mine=mine,
                 leader=leader,
             )
+
+    def _answer(
+        self, asking: _Asking, flight: QueryFlight, outcome: QueryResult | Exception, *, led: bool
+    ) -> QueryAnswer | None:
+        """Return the answer, stale where the store fails and it may be, or None to ask again."""
+        try:
+            return asking.answer(flight, outcome, led=led)
+        except (StoreUnavailable, StoreTimeout):
+            with self._state.gate.lock:
+                documents = self._shelf.stale(asking.key, self._timer())
+            if documents is None:
+                raise
+            return QueryAnswer(documents, "stale")
 
     def _load(self, asking: _Asking, flight: QueryFlight) -> None:
         try:

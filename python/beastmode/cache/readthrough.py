@@ -238,8 +238,10 @@ class BeastModeCache(Upkeep):
         Results are held for collections that `cover_collection` covers, until something in them
         changes. Readers of the same query at one moment share one call of the store, unless the
         collection was written to in between. The caller's own writes must be in the store.
-        `deadline` is a time of `time.monotonic` (default: the store's). Errors: what the store
-        raised, StoreTimeout, LoadError.
+        While the store cannot be reached or is late, a result that was right until doubt, or until
+        its lease ended, is served as stale for `max_stale_s` from then, unless something in the
+        collection has been seen or written since. `deadline` is a time of `time.monotonic`
+        (default: the store's). Errors: what the store raised, StoreTimeout, LoadError.
         """
         return self._queries.query(_check_query(query), deadline)
 
@@ -276,7 +278,7 @@ class BeastModeCache(Upkeep):
     def cleanup(self, limit: int | None = None) -> int:
         """Remove at most `limit` entries that are too old even to be served stale; the number."""
         self._state.gate.check()
-        self._state.reap()
+        self._state.reap(self._timer())
         self._loader.forget_closed_loops()
         return self._engine.expire(limit)
 

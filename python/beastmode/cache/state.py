@@ -189,7 +189,7 @@ class CacheState:
         for part in _parts(paths):
             with self.gate:
                 self.table.kill_paths(part)
-                self.queries.doubt_paths(part)
+                self.queries.doubt_paths(part, now)
                 self.held.interest.forget(part)
                 for path in part:
                     self.doubted += self.held.doubt(path, now, unknown=unknown)
@@ -201,7 +201,7 @@ class CacheState:
         interest = self.held.interest
         with self.gate:
             self.table.kill_under(prefix)
-            self.queries.doubt_under(prefix)
+            self.queries.doubt_under(prefix, now)
             self._forget_foreign(prefix)
             notes = interest.notes()
         # What is installed from here on was loaded after the doubt.
@@ -374,11 +374,11 @@ class CacheState:
                 else:
                     self.held.renew(key, entry, document, now)
 
-    def reap(self) -> None:
+    def reap(self, now: float) -> None:
         """Give up loads and queries that will never end and wake whoever waits for them."""
         self.table.reap()
         with self.gate.lock:
-            dead = self.queries.reap()
+            dead = self.queries.reap(now)
         for flight in dead:
             self.queries.abandon(flight)
 

@@ -436,7 +436,8 @@ class BeastModeOptimizer(Transacting):
     def _queried(self, documents: list[Document], source: Source, began: int) -> Response:
         count = max(1, len(documents))
         # Not record_hit: the histogram of hits counts single reads.
-        kind, held = ("other", count) if source == "hit" else (source, 0)
+        kind = "other" if source == "hit" else source
+        held = 0 if source == "store" else count
         self._tally.read(kind, perf_counter_ns() - began, count, held, count)
         return Response(source, documents=documents)
 
