@@ -69,8 +69,8 @@ class Ranked:
         self.reads: dict[str, int] = {}
         self.log: list[Any] = []
 
-    def frequency(self, path: str) -> int:
-        return self.reads.get(path, 0)
+    def read_gap(self, path: str) -> float:
+        return 1 / self.reads[path] if path in self.reads else inf
 
     def apply_change(self, change: Change) -> None:
         raise ValueError("on purpose")

@@ -379,6 +379,53 @@ def test_what_was_installed_is_told_once(
     cache.close()
 
 
+def test_how_far_apart_a_document_is_read(store: ScriptedStore, clock: FakeClock) -> None:
+    cache = BeastModeCache(
+        store,
+        ttl_s=TTL,
+        max_stale_s=10_000,
+        rules=[Rule("mine", per_user=True), Rule("ever", ttl_s=math.inf)],
+        timer=clock,
+    )
+    lease = Lease()
+    assert cache.read_gap(KEY) == math.inf
+    for path in (KEY, "ever/1", "users/2"):
+        store.put(path)
+        cache.get(path)
+    assert cache.read_gap(KEY) == TTL, "nothing is known but that it was read once"
+    cache.get(KEY)
+    assert cache.read_gap(KEY) == TTL / 2
+    assert cache.read_gap("ever/1") == 3600
+    cache.cover(KEY, lease)
+    clock.advance(TTL)
+    for _ in range(60):
+        clock.advance(7)  # since what was promised is over
+        lease.valid_until = clock.now + 3
+        cache.get(KEY)
+        clock.advance(3)
+    assert cache.read_gap(KEY) == pytest.approx(7)
+    clock.advance(50)
+    assert cache.read_gap(KEY) == pytest.approx(50), "nobody has come for so long"
+    clock.advance(450)
+    cache.get(KEY)
+    assert cache.read_gap(KEY) == pytest.approx(0.75 * 7 + 0.25 * 500, rel=1e-3)
+    cache.get("users/2")  # loaded again, without a lease
+    gap = cache.read_gap("users/2")
+    assert gap == 0.75 * TTL / 2 + 0.25 * (60 * 10 + 500)
+    cache.invalidate("ever/1")
+    cache.set(store.put("users/2"))
+    assert cache.read_gap("users/2") == gap, "it was fresh: that tells nothing"
+    for user in ("ann", "bob", "bob"):
+        cache.get("mine/1", user=user)
+    assert cache.read_gap("mine/1") == 15, "half of its time to live"
+    hits = cache.get_stats().engine.hits
+    cache.read_gap(KEY)
+    assert cache.get_stats().engine.hits == hits
+    with pytest.raises(RequestError, match="users"):
+        cache.read_gap("users")
+    cache.close()
+
+
 def test_interest_is_bounded_and_says_so() -> None:
     interest = Interest(most=3)
     for number in (1, 2, 1, 3, 4):

@@ -166,8 +166,9 @@ def test_disabled_beast_mode_listens_to_no_document(firestore: Firestore) -> Non
             return optimizer.handle_request_sync(None, request)
 
         wait_until(lambda: optimizer.active)
+        store.commit([Set(f"u/{number}", {"n": number}) for number in range(30)])
         for number in range(30):
-            ask(Request.set(f"u/{number}", {"n": number}))
+            ask(Request.get(f"u/{number}"))
         wait_until(lambda: optimizer.get_stats().sync.current == 30)
         optimizer.disable_beast_mode()
         wait_until(lambda: optimizer.get_stats().sync.documents == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -225,12 +226,79 @@ def test_the_hot_ones_win(clock: FakeClock) -> None:
     cache = Ranked()
     scene = Scene(clock, cache, max_documents=2)
     scene.interest.start()
-    cache.reads = {"u/a": 5, "u/b": 3, "u/c": 2, "u/d": 9}
+    cache.reads = {"u/a": 5, "u/b": 3, "u/c": 5, "u/d": 9}
     cache.installed = ["u/a", "u/b", "u/c", "u/d"]
     scene.interest.turn()
     assert scene.feed.log == ["+u/a", "+u/b", "-u/b", "+u/d"]
     assert ("uncover", "u/b") in cache.log
     assert (scene.interest.not_followed, scene.interest.forgotten) == (1, 1)
+
+
+def test_those_read_most_win_whoever_came_first(clock: FakeClock) -> None:
+    scene = Scene(clock, max_documents=5)
+    scene.interest.start()
+    cold, hot = [f"u/{n}" for n in range(20)], [f"v/{n}" for n in range(5)]
+    for path in cold + hot:
+        scene.store.put(path)
+    scene.read(*cold)
+    scene.interest.turn()
+    assert len(scene.feed.asked) == 5
+    for _ in range(4):
+        scene.read(*hot)
+    scene.interest.turn()
+    assert sorted(scene.feed.asked) == hot
+    assert scene.interest.not_followed == 15
+    # What was hot and is read no more makes room, however high it has counted.
+    scene.read(*hot * 20)
+    for step in range(40):
+        clock.advance(60)
+        scene.feed.current()
+        scene.interest.turn()
+        if step > 30:
+            scene.read(*cold[:5])
+    assert sorted(scene.feed.asked) == cold[:5]
+
+
+def test_a_skewed_workload_is_followed_where_it_is_read(clock: FakeClock) -> None:
+    scene = Scene(clock, max_documents=30, max_entries=1000)
+    scene.interest.start()
+    paths = [f"u/{n}" for n in range(300)]
+    for path in paths:
+        scene.store.put(path)
+    scene.read(*reversed(paths))  # the coldest come first
+    rng = random.Random(5)
+    weights = [1 / (rank + 1) for rank in range(300)]
+    for _ in range(600):
+        clock.advance(10)
+        scene.read(*rng.choices(paths, weights, k=10))
+        scene.interest.turn()
+        scene.feed.current()
+    followed = set(scene.feed.asked)
+    assert len(followed) == 30
+    share = sum(weight for path, weight in zip(paths, weights, strict=True) if path in followed)
+    best = sum(weights[:30])
+    assert share / best > 0.7
+    # A place does not change hands for nothing: each change costs a read.
+    assert len(scene.feed.log) < 800
+
+
+def test_what_is_only_written_is_not_followed(scene: Scene, clock: FakeClock) -> None:
+    def write(path: str) -> None:
+        scene.cache.write_started(path)
+        scene.cache.write_finished(path, scene.store.put(path, n=1))
+
+    write("u/a")
+    write("u/new")
+    scene.interest.turn()
+    assert scene.feed.log == []
+    assert scene.read("u/a", "u/b") == ["hit", "store"]
+    write("u/b")
+    scene.interest.turn()
+    assert scene.feed.log == ["+u/b"], "it was read, whoever wrote it then"
+    clock.advance(300)
+    assert scene.read("u/a") == ["store"]
+    scene.interest.turn()
+    assert scene.feed.log == ["+u/b", "+u/a"], "it is read, too"
 
 
 def test_a_change_that_cannot_be_applied_is_told_and_raised(clock: FakeClock) -> None:

@@ -45,6 +45,12 @@ UNKNOWN: Final = 4
 _MAX_ENGINE_TTL: Final = 31_536_000.0
 _FEWEST_USERS: Final = 64
 _SLICE: Final = 4096
+_LONG_S: Final = 3600.0
+"""Taken for a time to live that has no end, to tell how often something is read."""
+_MOST_USES: Final = 4
+"""Uses that count before that is known; more may be of long ago."""
+_GAP_SHARE: Final = 0.25
+"""Weight of the latest gap in the mean of all."""
 _KEEP_S: Final = 30.0
 """How long what is not fresh is held at least, where a lease had kept it beyond its time."""
 
@@ -63,10 +69,12 @@ class Entry:
     """A held document. Readers look at it without a lock: `document` is written first.
 
     `lease` is who vouches for it beyond its time to live, `flags` are those of this module; both
-    belong to the owner's lock.
+    belong to the owner's lock. `gap` is the mean time from the moment at which it was not fresh
+    any more to the next read, a measure of how often it is read that costs fresh reads nothing;
+    0 while nothing is known.
     """
 
-    __slots__ = ("document", "flags", "fresh_until", "lease", "loaded_at", "policy", "shelf")
+    __slots__ = ("document", "flags", "fresh_until", "gap", "lease", "loaded_at", "policy", "shelf")
 
     def __init__(
         self,
@@ -84,13 +92,23 @@ class Entry:
         self.shelf = shelf
         self.lease = lease
         self.flags = 0
+        self.gap = 0.0
 
     def is_fresh(self, now: float) -> bool:
         """Return whether it is fresh, prolonged by its lease if need be; under the lock."""
         if now >= self.fresh_until and self.lease is not None and not self.flags:
             # Also where that is over: so long it was fresh, and since then it is overdue.
-            self.fresh_until = max(self.fresh_until, self.lease.valid_until)
+            before, self.fresh_until = (
+                self.fresh_until,
+                max(self.fresh_until, self.lease.valid_until),
+            )
+            if now < self.fresh_until:
+                self.missed(now - before)
         return now < self.fresh_until
+
+    def missed(self, gap: float) -> None:
+        """Note that somebody read it `gap` seconds after it was fresh; under the lock."""
+        self.gap += _GAP_SHARE * (gap - self.gap)
 
     def end(self, now: float) -> None:
         """Let it be overdue from `now` on, or since it was last vouched for; under the lock.
@@ -129,10 +147,18 @@ class Holdings:
         return None if ttl == math.inf else min(keep, _MAX_ENGINE_TTL)
 
     def install(
-        self, key: Key, path: str, policy: Policy, document: Document, loaded_at: float
+        self,
+        key: Key,
+        path: str,
+        policy: Policy,
+        document: Document,
+        loaded_at: float,
+        *,
+        read: bool = True,
     ) -> None:
         """Hold `document`, known from the store since `loaded_at`, under `key`. O(1).
 
+        `read`: somebody wants to have it, as opposed to having written it.
         Who vouched for what was held, or vouches for the collection, vouches for this too: it
         hears every later change.
         """
@@ -144,7 +170,7 @@ class Holdings:
         lease = None if before is None else before.lease
         if lease is None and self.leases:
             lease = self.leases.get(collection_of(path))
-        if lease is None:
+        if lease is None and read:
             self.interest.note(path)
         shelf = None
         if isinstance(key, tuple):
@@ -153,6 +179,10 @@ class Holdings:
                 shelf = self._shelves[path] = Shelf()
             self._put_on(shelf, path, key[1])
         entry = Entry(document, loaded_at + ttl, loaded_at, policy, shelf, lease)
+        if before is not None:
+            entry.gap = self._gap(key, before)
+            if read and loaded_at >= before.fresh_until:
+                entry.missed(loaded_at - before.fresh_until)
         self.engine.set(key, entry, self._engine_ttl(ttl, policy) if lease is None else None)
 
     def _put_on(self, shelf: Shelf, path: str, user: str) -> None:
@@ -205,6 +235,7 @@ class Holdings:
             if entry is None:
                 continue
             covered = True
+            entry.gap = self._gap(key, entry)
             entry.lease = lease
             if entry.document.version < newest:
                 entry.flags |= DOUBTED
@@ -288,6 +319,25 @@ class Holdings:
             if shelf is not None:
                 keys = [(path, user) for user in shelf.users]
         return keys
+
+    def read_gap(self, path: str, now: float) -> float:
+        """Return about how many seconds pass until somebody reads a path; inf if nothing is held.
+
+        Before the first gap (see `Entry.gap`) it is judged by the engine's count of its uses.
+        """
+        least = math.inf
+        for key in self.keys_of(path):
+            entry: Entry | None = self.engine.peek(key)
+            if entry is None:
+                continue
+            least = min(least, max(self._gap(key, entry), now - entry.fresh_until))
+        return least
+
+    def _gap(self, key: Key, entry: Entry) -> float:
+        if entry.gap:
+            return entry.gap
+        ttl = entry.policy.ttl if entry.document.data is not None else entry.policy.negative_ttl
+        return min(ttl, _LONG_S) / min(max(1, self.engine.frequency(key)), _MOST_USES)
 
     def newer(self, key: Key, version: int) -> Document | None:
         """Return the document held under `key` if its version is above `version`."""

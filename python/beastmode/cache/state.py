@@ -328,7 +328,8 @@ class CacheState:
         # shows it any more; but no new key is installed.
         if (pending.count and key not in self.engine) or self.held.newer(key, document.version):
             return False
-        self.held.install(key, path, policy, document, now)
+        # Whoever writes may never read it: then it need not be listened to.
+        self.held.install(key, path, policy, document, now, read=False)
         return True
 
     def _is_base(self, key: Key, guess: Guess) -> bool:

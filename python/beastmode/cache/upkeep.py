@@ -78,6 +78,15 @@ class Upkeep:
         engine = self._state.engine
         return any(key in engine for key in self._state.held.keys_of(path))
 
+    def read_gap(self, path: str) -> float:
+        """Return about how many seconds pass until somebody reads `path`; inf if it is not held.
+
+        For whoever can follow only a part of what is held. Known from the times at which it was
+        found not to be fresh: how long after its time to live, or after its lease's promise, it
+        was read next. O(1), where kept per user O(users). Counts as no use.
+        """
+        return self._state.held.read_gap(check_path(path), self._timer())
+
     # -- leases and doubt ----------------------------------------------------------------------
 
     def cover(self, path: str, lease: Lease) -> bool:
@@ -158,7 +167,8 @@ class Upkeep:
     def drain_interest(self, limit: int) -> tuple[list[str], bool]:
         """Take out the paths, oldest first, at most `limit`, that were installed without a lease.
 
-        Each path is told once for each time that it is installed. The second value is True when
+        Each path is told once for each time that it is installed, except by a write of ours that
+        nobody had read before. The second value is True when
         older ones were forgotten since the last call, because too many (65,536) were waiting:
         they are told again when they are next installed. O(limit).
         """

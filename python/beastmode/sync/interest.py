@@ -42,11 +42,7 @@ class LeaseLike(Protocol):
 
 
 class Coverable(Protocol):
-    """The part of `BeastModeCache` that is needed here.
-
-    If it has `frequency(path)`, how often a document is read, the ones read most are listened to
-    where there are more than places.
-    """
+    """The part of `BeastModeCache` that is needed here."""
 
     def apply_change(self, change: Change) -> Any:
         """Take notice of a change."""
@@ -82,6 +78,10 @@ class Coverable(Protocol):
 
     def holds(self, path: str) -> bool:
         """Whether something is held of `path`."""
+        ...
+
+    def read_gap(self, path: str) -> float:
+        """About how many seconds pass until somebody reads `path`."""
         ...
 
 
@@ -130,7 +130,6 @@ class Interest:
         self._tell_change = on_change
         self._tell_current = on_current
         self._tell_doubt = on_doubt
-        self._frequency: Callable[[str], float] | None = getattr(cache, "frequency", None)
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._feed: Feed | None = None
@@ -367,10 +366,10 @@ class Interest:
         self._ring.append(path)
 
     def _victim(self, path: str) -> str | None:
-        """Return who makes room for `path`: one that is not held, else one that is read less."""
+        """Return who makes room for `path`: one that is not held, else one read half as often."""
         if not self._max_documents:
             return None
-        loser, fewest = None, 0.0 if self._frequency is None else self._frequency(path)
+        loser, longest = None, 2 * self._cache.read_gap(path)
         rivals = [self._ring.popleft() for _ in range(min(_RIVALS, len(self._ring)))]
         for rival in rivals:
             if rival in self._pinned:
@@ -378,8 +377,9 @@ class Interest:
             if not self._cache.holds(rival):
                 loser = rival
                 break
-            if self._frequency is not None and self._frequency(rival) < fewest:
-                loser, fewest = rival, self._frequency(rival)
+            gap = self._cache.read_gap(rival)
+            if gap > longest:
+                loser, longest = rival, gap
         self._ring.extend(rival for rival in rivals if rival != loser)
         return loser
 
