@@ -11,9 +11,10 @@ The rules, per path
        already wait get what the flight brings (they began before), later readers start a new one.
     3. The version held under a key never goes back; a reader whose load brought less than what
        is held, or than what others have seen of it meanwhile, gets that (but no guess, rule 5).
-    4. While a write is pending nothing that was read from the store is installed. The newest
-       change heard meanwhile is kept, and taken up when the write finishes if it is not older.
-       If only its version is known (another write has it), the entry is dropped, to be loaded.
+    4. While a write is pending nothing that was read from the store is installed. A change heard
+       meanwhile replaces what is held below the write; the newest is kept besides, and taken up
+       when the write finishes if it is not older. If only its version is known (another write has
+       it), the entry is dropped, to be loaded.
     5. After a write whose result is not certain (a merge, an update) the entry is provisional:
        not fresh, replaced by a change or load of the same version or a newer one.
     6. A lease keeps an entry fresh beyond its time; doubt ends that, and is in force when it
@@ -354,7 +355,6 @@ class CacheState:
                     return  # it only says that own writes alone do not tell what there is
                 if pending.foreign is None or pending.foreign.version < version:
                     pending.foreign = document
-                return
             for key in self.held.keys_of(path):
                 entry = self.engine.peek(key)
                 if entry is None:
