@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ pytest.importorskip("google.cloud.firestore", reason="google-cloud-firestore is 
 from beastmode.errors import ClosedError, RequestError, StoreCorrupt, StoreError, StoreTimeout
 from beastmode.stores.base import Change, Feed, Filter, Query, Subscription, Target
 from beastmode.stores.documents import Delete, Operation, Set
-from beastmode.stores.firestore import listen
+from beastmode.stores.firestore import listen, stream
 from beastmode.stores.firestore._google import load
 from beastmode.stores.firestore.channel import Connection, find_place
 from beastmode.stores.firestore.convert import Converter
@@ -24,6 +25,7 @@ from beastmode.stores.firestore.listen import ListenFeed
 from beastmode.testing import Emulator, fresh_project, start_emulator
 from beastmode.testing.pytest_plugin import Firestore
 from store_support import wait_until
+from support import FakeClock
 
 A, B, USERS = Target(document="u/a"), Target(document="u/b"), Target(collection="u")
 
@@ -281,6 +283,61 @@ def test_a_server_that_dies_and_returns_empty(mortal: Emulator) -> None:
     side.commit(Set("u/a", {"n": 2}))
     wait_until(lambda: heard.newest("u/a") == {"n": 2})
     side.close()
+
+
+class Dropping:
+    """A connection whose streams say one thing and end, `lives` seconds after they began."""
+
+    def __init__(self, clock: FakeClock, lives: list[float]) -> None:
+        self.google = load()
+        self.place = find_place(self.google, "p", "(default)", emulator_host="localhost:1")
+        self.database = self.place.database
+        self.opened = 0
+        self.over = threading.Event()
+        self._clock = clock
+        self._lives = lives
+
+    def listen(self, _requests: Iterator[Any]) -> Any:
+        if self.opened == len(self._lives):
+            self.over.set()
+        life = self._lives[self.opened] if self.opened < len(self._lives) else 0.0
+        self.opened += 1
+        return _Call(self.google.ListenResponse(target_change={}), self._clock, life)
+
+
+class _Call:
+    def __init__(self, message: Any, clock: FakeClock, life: float) -> None:
+        self._message, self._clock, self._life = message, clock, life
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self._message
+        self._clock.advance(self._life)
+
+    def cancel(self) -> None:
+        """End, which it does by itself."""
+
+
+def test_streams_that_end_at_once_are_opened_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(stream, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    longest: list[float] = []
+
+    class Waits:
+        def uniform(self, least: float, most: float) -> float:
+            assert least == 0.1
+            longest.append(most)
+            return 0.001
+
+    monkeypatch.setattr(stream.random, "Random", Waits)
+    connection: Any = Dropping(clock, [0.0, 0.5, 0.5, 0.5, 1.9, 2.0, 0.1, 60.0])
+    converter = Converter(connection.google, connection.place.documents)
+    feed = ListenFeed(connection, converter, Heard())
+    feed.add(A)
+    assert connection.over.wait(20)
+    feed.close()
+    assert longest[:8] == [0.2, 0.4, 0.8, 1.0, 1.0, 0.2, 0.4, 0.2]
 
 
 def test_a_frozen_server_is_noticed_by_its_silence(mortal: Emulator) -> None:

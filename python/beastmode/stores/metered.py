@@ -9,9 +9,10 @@ Its units count as possibly billed, also where the store repeated it and the rep
 (`stores.attempts`). A call that was refused or never sent bills nothing.
 
 Of a feed every document counts that it was sent, deletions apart, as for a listener of Firestore; a
-store that is billed for `health` says so by an attribute `health_reads`. In a transaction everything
+store that is billed for `health` says so by an attribute `health_reads`. In a transaction all of it
 counts as outside of one, each time that it is run. `watch`, `close` and what else a store offers
-pass through; with `bill_changes=True` each change that a watch delivers, but a deletion, is one read.
+pass through; with `bill_changes=True` each change that a watch delivers is one read, but for
+deletions.
 
 Documents in the collection `_bm` are beast mode's own: markers of batches. They are billed as all
 others and told apart.

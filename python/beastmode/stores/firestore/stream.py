@@ -1,7 +1,7 @@
 """One Listen stream as it runs: the thread that reads it, and what is queued to be sent.
 
 A stream that fails is opened again after a random wait of 0.1 s to 1 s, for as long as it is
-wanted. What is known of its targets is in `targets`; here is only what moves messages.
+wanted; the wait is the longer the more have failed in a row, none of them well for two seconds. What is known of its targets is in `targets`; here is only what moves messages.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 1.0
+_HEALTHY_S: Final = 2.0
+"""A stream that was heard and ends sooner than this is one more failure in a row."""
 _PARTING_S: Final = 0.25
 """How long the server has to end a stream that is no longer wanted."""
 _LOGGED_ERRORS: Final = 10
@@ -113,6 +115,7 @@ class Stream:
         self._ended = threading.Event()
         self._rng = random.Random()
         self._failures = 0
+        self._opened_at = -inf
         self.error: BaseException | None = None
         self.cancel_at = inf
         """When the keeper cancels it, if it has not ended by itself."""
@@ -137,11 +140,21 @@ class Stream:
         sending, self._sending = self._sending, None
         if sending is None:
             return
+        self._forgive()
         self._failures += 1
         self.error = StoreUnavailable(f"the listener lost the store: {why}")
         self.table.failed(why, suspicious=suspicious)
         sending.put(None)
         self.cancel()
+
+    def _forgive(self) -> None:
+        """Forget earlier failures if the stream, about to be left, has been well for a while.
+
+        Not at its first message: a server that accepts streams and drops them would be asked
+        again and again without a pause.
+        """
+        if self.table.healthy and time.monotonic() - self._opened_at >= _HEALTHY_S:
+            self._failures = 0
 
     def end(self) -> None:
         """Let go of the stream for good: nothing is told any more, its thread ends soon.
@@ -176,7 +189,8 @@ class Stream:
             if self._ended.is_set():
                 return
             self._sending = sending
-            self.table.opened(time.monotonic())
+            self._opened_at = time.monotonic()
+            self.table.opened(self._opened_at)
             self.pump()
             hub.wake.notify()
         call: Any = None
@@ -200,6 +214,7 @@ class Stream:
                 self._call = None
                 if self._sending is sending:
                     # Once for each outage: the next tries are a second apart.
+                    self._forgive()
                     level = logging.DEBUG if self._failures else logging.WARNING
                     logger.log(level, "a Listen stream failed: %s", why)
                     self.give_up(why, suspicious=suspicious)
@@ -223,7 +238,7 @@ class Stream:
             if self._sending is not sending:
                 return False
             table.heard(time.monotonic())
-            self._failures, self.error = 0, None
+            self.error = None
             if document is not None:
                 table.document(document, part.target_ids, part.removed_target_ids)
             elif unreadable is not None:
