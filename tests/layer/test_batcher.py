@@ -39,26 +39,11 @@ from beastmode.stores.documents import (
     Set,
     Update,
 )
-from beastmode.stores.sqlite import SQLiteStore
 from layer.faulty_store import Failing, FaultyStore, Gate
 from support import FakeClock
 
 Make = Callable[..., BeastModeBatcher]
 LONG = 3600.0  # a delay that never comes: only what the test asks for is flushed
-
-
-@pytest.fixture
-def store() -> Iterator[FaultyStore]:
-    made = FaultyStore(SQLiteStore(":memory:"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = Journal(tmp_path / "writes.journal")
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -23,24 +21,9 @@ from beastmode.errors import (
 from beastmode.journal import Journal
 from beastmode.stores.base import deadline_in
 from beastmode.stores.documents import Merge, Precondition, Set
-from beastmode.stores.sqlite import SQLiteStore
 from layer.faulty_store import FaultyStore, Gate
 
 LONG = 3600.0
-
-
-@pytest.fixture
-def store() -> Iterator[FaultyStore]:
-    made = FaultyStore(SQLiteStore(":memory:"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = Journal(tmp_path / "writes.journal")
-    yield made
-    made.close()
 
 
 async def test_awrite_until_journal_and_until_store(store: FaultyStore, journal: Journal) -> None:

@@ -8,7 +8,6 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,25 +31,10 @@ from beastmode.journal import Journal
 from beastmode.stores.base import deadline_in
 from beastmode.stores.documents import Delete, Merge, Operation, Set, Update
 from beastmode.stores.firestore.errors import commit_failure
-from beastmode.stores.sqlite import SQLiteStore
 from layer.faulty_store import Failing, FaultyStore, Gate
 from support import FakeClock
 
 LONG = 3600.0
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[FaultyStore]:
-    made = FaultyStore(SQLiteStore(tmp_path / "store"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = Journal(tmp_path / "writes.journal")
-    yield made
-    made.close()
 
 
 @contextlib.contextmanager

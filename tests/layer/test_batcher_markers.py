@@ -100,13 +100,6 @@ def store(tmp_path: Path) -> Iterator[CountingStore]:
     made.close()
 
 
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = Journal(tmp_path / "writes.journal")
-    yield made
-    made.close()
-
-
 @contextlib.contextmanager
 def batching(
     store: FaultyStore, journal: Journal | None, **kwargs: Any

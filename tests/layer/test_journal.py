@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,18 +47,6 @@ def run_child(script: str, *args: object, timeout: float = 60.0) -> str:
     )
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return tmp_path / "writes.journal"
-
-
-@pytest.fixture
-def journal(place: Path) -> Iterator[Journal]:
-    made = Journal(place)
-    yield made
-    made.close()
 
 
 def reopened(place: Path) -> list[tuple[int, Operation]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,6 @@ from beastmode.journal import Journal
 from beastmode.stores.documents import Set
 
 NAME = "ab" * 16
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return tmp_path / "writes.journal"
-
-
-@pytest.fixture
-def journal(place: Path) -> Iterator[Journal]:
-    made = Journal(place)
-    yield made
-    made.close()
 
 
 def writes(count: int) -> list[Set]:

@@ -14,7 +14,6 @@ from beastmode.journal import Journal
 from beastmode.journal.work import Note
 from beastmode.stores.base import deadline_in
 from beastmode.stores.documents import Merge, Operation, Precondition, Set, Update
-from beastmode.stores.sqlite import SQLiteStore
 from beastmode.stores.transforms import Increment
 from layer.faulty_store import FaultyStore
 
@@ -59,20 +58,6 @@ class Disk:
                 batcher.flush()
                 yield
             journal.close()
-
-
-@pytest.fixture
-def store() -> Iterator[FaultyStore]:
-    made = FaultyStore(SQLiteStore(":memory:"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = Journal(tmp_path / "writes.journal")
-    yield made
-    made.close()
 
 
 @pytest.fixture
