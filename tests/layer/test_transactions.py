@@ -679,6 +679,30 @@ def test_what_others_write_past_the_optimizer(
     assert stored(optimizer, "users/1") == {"n": 2}
 
 
+def test_a_transaction_of_the_clients_own(
+    make: Callable[..., BeastModeOptimizer], firestore: Firestore
+) -> None:
+    """It reads what was only in our buffer, and we read at once what it has written."""
+    from google.cloud import firestore as google
+
+    optimizer = make("firestore")
+    deafen(optimizer)
+    buffer(optimizer, "counters/1", n=1)
+    client = google.Client(firestore.project)
+    counter = client.document("counters/1")
+
+    @google.transactional
+    def count(transaction: Any) -> None:
+        (held,) = transaction.get(counter)
+        transaction.set(counter, {"n": held.get("n") + 1})
+
+    for number in (2, 3):
+        with optimizer.writing("counters/1"):
+            count(client.transaction())
+        assert read(optimizer, "counters/1") == {"n": number}
+    client.close()
+
+
 async def test_the_same_for_coroutines(make: Callable[..., BeastModeOptimizer]) -> None:
     optimizer = make()
     buffer(optimizer, "users/1", n=1)
