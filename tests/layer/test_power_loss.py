@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from beastmode.batcher import BeastModeBatcher
-from beastmode.errors import StoreError
+from beastmode.batcher.answered import Answered
+from beastmode.errors import ClosedError, StoreError
 from beastmode.journal import Journal
 from beastmode.journal.work import Note
 from beastmode.stores.base import deadline_in
@@ -174,3 +175,49 @@ def test_a_sync_writes_what_can_be_synced(journal: Journal) -> None:
     assert not journal.has_unnoted
     assert log.stat().st_size > before
     journal.wait_noted(deadline_in(0))
+
+
+class Noting:
+    """A journal as `Answered` sees it."""
+
+    syncs_each = False
+    has_unnoted = True
+
+    def __init__(self, at_wait: Callable[[], object] = lambda: None) -> None:
+        self.waits = 0
+        self._at_wait = at_wait
+
+    def wait_noted(self, deadline: float) -> None:
+        self.waits += 1
+        self._at_wait()
+
+
+def test_what_is_remembered_of_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beastmode.batcher.answered._MANY", 10)
+    answered, journal = Answered(), cast(Any, Noting())
+    for n in range(9):
+        answered.add(journal, [f"k/{n}"])
+        answered.settle(["k/other"], deadline_in(1))
+    assert journal.waits == 0
+    answered.add(journal, ["k/9"])
+    for _ in range(3):
+        answered.settle(["k/other"], deadline_in(1))
+    assert journal.waits == 1
+
+
+def test_a_journal_that_is_let_go_meanwhile_holds_nothing_up() -> None:
+    answered = Answered()
+    forgets = True
+
+    def closed() -> None:
+        if forgets:
+            answered.forget(journal)
+        raise ClosedError("closed")
+
+    journal = cast(Any, Noting(closed))
+    answered.add(journal, ["k/1"])
+    answered.settle(["k/1"], deadline_in(1))
+    forgets = False
+    answered.add(journal, ["k/1"])
+    with pytest.raises(ClosedError):
+        answered.settle(["k/1"], deadline_in(1))
