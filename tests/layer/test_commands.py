@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from beastmode import demo as demonstration
 from beastmode.config import SETTINGS, BeastModeConfig
+from beastmode.demo import DemoOptions
 from beastmode.errors import StoreUnavailable
 
 TINY = ("--documents=200", "--users=20", "--requests=1500", "--seconds=20", "--workers=8")
@@ -45,6 +47,28 @@ def test_demo_prints_both_phases_side_by_side(beastmode: Program) -> None:
         "done  beast mode disabled",
         "done  beast mode enabled",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "documents"),
+    [
+        ((), 100_000),
+        (("--store", "firestore"), 10_000),
+        (("--store", "firestore", "--documents", 77), 77),
+    ],
+)
+def test_the_quick_demo_has_time_to_play(
+    beastmode: Program, monkeypatch: pytest.MonkeyPatch, given: tuple[object, ...], documents: int
+) -> None:
+    asked = []
+
+    def run_demo(options: DemoOptions, **_: object) -> None:
+        asked.append(options.documents)
+        raise StoreUnavailable("enough")
+
+    monkeypatch.setattr(demonstration, "run_demo", run_demo)
+    assert beastmode("demo", "--quick", *given)[0] == 1
+    assert asked == [documents]
 
 
 def test_demo_of_a_trace_with_json(beastmode: Program, tmp_path: Path) -> None:

@@ -343,6 +343,8 @@ def test_on_the_firestore_emulator(firestore: Firestore, temporary: Path) -> Non
         assert phase.writes_found == phase.writes_acknowledged
     assert 0 < result.enabled.store_reads < result.disabled.store_reads
     assert "emulator" in " ".join(show.method(result))
+    assert "were sent to the listener" in " ".join(show.findings(result))
+    assert result.disabled.stats.cost_reduction.detail["listener_units"] == 0
     assert "making a database of the Firestore emulator" in {step.title for step in steps}
     assert not list(temporary.iterdir())
 

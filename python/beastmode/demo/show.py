@@ -103,6 +103,13 @@ def _findings(result: DemoResult) -> Iterator[str]:
             "The cache began empty. In the last second with beast mode enabled: "
             f"{rate:,.0f} requests/s, hit rate {percent(hit_rate)}."
         )
+    heard = on.stats.cost_reduction.detail["listener_units"]
+    if isinstance(heard, int) and heard:
+        yield (
+            f"{heard:,} of the billed units were sent to the listener: one for each document that "
+            "the cache began to hold, one for each change of it. It saves the reads at the end "
+            "of each time to live, which is longer than these phases."
+        )
     if on.evictions:
         yield (
             f"The cache holds at most {result.conditions['cache_max_entries']:,} documents; it "

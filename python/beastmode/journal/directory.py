@@ -120,7 +120,8 @@ class JournalDirectory:
             self._end(journal)
             return None
         logger.warning(
-            "the journal %r of a process that has ended holds %d operations; they are replayed",
+            "the journal %r of a process that has ended is adopted: %d operations to replay, and "
+            "what is left to do about markers",
             journal.path,
             journal.get_stats().records,
         )
