@@ -290,9 +290,16 @@ def test_a_watch_that_cannot_begin_ends_at_the_deadline(
     store.get("u/a")
     proxy.hold()
     began = time.monotonic()
+    earlier = set(threading.enumerate())
     with pytest.raises(StoreTimeout):
         store.watch(Target(document="u/a"), print)
     assert time.monotonic() - began < 2.0 + LATE_S
+
+    def left() -> list[str]:
+        started = [thread.name for thread in threading.enumerate() if thread not in earlier]
+        return [name for name in started if name.startswith("beastmode-listen")]
+
+    wait_until(lambda: not left(), 5)  # by itself: the server says nothing, the store stays open
 
 
 async def test_cancelling_a_call_leaves_the_others(proxy: FaultProxy) -> None:

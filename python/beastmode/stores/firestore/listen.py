@@ -201,7 +201,7 @@ class ListenFeed:
     def _keep(self) -> None:
         """Watch over the streams until the feed is closed: silence, and targets put aside."""
         with self.lock:
-            while not self._closed or self._ending:
+            while True:
                 now = time.monotonic()
                 for stream in [one for one in self._ending if one.cancel_at <= now]:
                     self._ending.remove(stream)
@@ -211,6 +211,8 @@ class ListenFeed:
                         logger.warning("a Listen stream is given up: %s", why)
                         stream.give_up(why)
                     stream.pump()
+                if self._closed and not self._ending:
+                    return  # here: nobody wakes the keeper any more
                 due = min((one.table.due_at for one in self._streams), default=inf)
                 due = min([due, *(one.cancel_at for one in self._ending)])
                 self.wake.wait(None if due == inf else max(0.001, due - time.monotonic()))

@@ -1,7 +1,8 @@
 """One Listen stream as it runs: the thread that reads it, and what is queued to be sent.
 
 A stream that fails is opened again after a random wait of 0.1 s to 1 s, for as long as it is
-wanted; the wait is the longer the more have failed in a row, none of them well for two seconds. What is known of its targets is in `targets`; here is only what moves messages.
+wanted; the wait is the longer the more have failed in a row, none of them well for two seconds.
+What is known of its targets is in `targets`; here is only what moves messages.
 """
 
 from __future__ import annotations
