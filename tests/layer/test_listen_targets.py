@@ -10,6 +10,7 @@ import pytest
 
 from beastmode.stores.base import Change, Filter, Query, Target
 from beastmode.stores.documents import Document
+from beastmode.stores.firestore.listen import ListenFeed
 from beastmode.stores.firestore.targets import (
     PROBE,
     Request,
@@ -502,6 +503,23 @@ def test_answers_to_other_questions_count_too(stream: Stream, clock: FakeClock) 
     stream.table.failed("gone")
     stream.reopen()
     assert stream.table.alive_at == -inf
+
+
+def test_a_stream_of_refused_targets_holds_up_no_other(clock: FakeClock) -> None:
+    """What is asked of nobody is answered by nobody; other streams are followed all the same."""
+    feed = ListenFeed(None, None, Log())  # type: ignore[arg-type]
+    refused, fine = Stream(clock), Stream(clock)
+    feed._streams = [refused, fine]  # type: ignore[list-item]
+    assert feed.heard_at == -inf
+    (one,) = refused.settle(A)
+    assert feed.heard_at == clock()
+    clock.advance(10)
+    fine.settle(B)
+    assert feed.heard_at == clock() - 10
+    refused.change(REMOVE, one, code=7, message="no")
+    assert feed.heard_at == clock()
+    fine.change(RESET)
+    assert feed.heard_at == -inf, "nothing is current any more"
 
 
 def test_a_stream_that_is_heard_but_does_not_answer_is_given_up(

@@ -177,7 +177,7 @@ class ListenFeed:
     def heard_at(self) -> float:
         """See `Feed.heard_at`."""
         with self.lock:
-            alive = [one.table.alive_at for one in self._streams if one.table.healthy]
+            alive = [one.table.alive_at for one in self._streams if one.table.vouches]
             return min(alive, default=-inf)
 
     @property

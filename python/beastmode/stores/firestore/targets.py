@@ -134,6 +134,11 @@ class TargetTable:
         return self._open and self._answered
 
     @property
+    def vouches(self) -> bool:
+        """Whether something on the stream is current, so that `alive_at` matters."""
+        return self._open and len(self._by_id) > len(self._asked)
+
+    @property
     def all_current(self) -> bool:
         """Whether every target is current."""
         return self._open and not (self._waiting or self._asked or self._aside)
