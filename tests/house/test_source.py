@@ -147,6 +147,10 @@ def test_no_test_shadows_another(root: Path, project_files: list[Path]) -> None:
                 node.name
                 for node in scope.body
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+                and not any(  # of a property
+                    isinstance(one, ast.Attribute) and one.attr in ("setter", "deleter")
+                    for one in node.decorator_list
+                )
             ]
             faults += [f"{path}: {name}" for name in sorted(set(names)) if names.count(name) > 1]
     assert not faults, "\n".join(faults)

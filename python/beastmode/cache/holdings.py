@@ -32,6 +32,7 @@ __all__ = [
     "Holdings",
     "Shelf",
     "check_prefix",
+    "is_unclear",
     "is_under",
 ]
 

@@ -159,7 +159,9 @@ def reader(kind: Any) -> Callable[[bytes], Any]:
         try:
             return parse(data)
         except Exception as error:
-            logger.error("a %s of %d bytes cannot be read: %r", kind.__name__, len(data), error)
+            # It is raised, too, through gRPC, which leaves out what it was.
+            text = "a %s of %d bytes cannot be read: %r"
+            logger.error(text, kind.__name__, len(data), error)  # noqa: TRY400 - raised
             raise
 
     return read
