@@ -215,8 +215,8 @@ class Stream:
                 self._call = None
                 if self._sending is sending:
                     # Once for each outage: the next tries are a second apart.
-                    self._forgive()
-                    level = logging.DEBUG if self._failures else logging.WARNING
+                    is_known = self._failures > 0 and not self.table.healthy
+                    level = logging.DEBUG if is_known else logging.WARNING
                     logger.log(level, "a Listen stream failed: %s", why)
                     self.give_up(why, suspicious=suspicious)
             sending.put(None)
