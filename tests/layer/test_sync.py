@@ -292,6 +292,8 @@ def test_a_store_with_a_feed_is_followed_by_it(
     store.feed.lose("u")
     report = sync.get_stats()
     assert (report.doubts, report.failures) == (1, int(with_error))
+    assert errors == [], "not yet: the feed may be locked"
+    sync.tick()
     assert len(errors) == int(with_error)
     assert (report.collections, report.current, report.documents) == (2, 0, 0)
     one.close()
@@ -299,6 +301,71 @@ def test_a_store_with_a_feed_is_followed_by_it(
     sync.tick()
     assert "u" in store.feed.asked, "the settings still want it"
     sync.close()
+
+
+class Locked(PlayedFeed):
+    """A feed that tells under its lock, and closes under it."""
+
+    def __init__(self, listener: Any, clock: FakeClock) -> None:
+        super().__init__(listener, clock)
+        self.lock = threading.RLock()
+
+    def lose(self, *keys: str) -> None:
+        with self.lock:
+            super().lose(*keys)
+
+    def close(self) -> None:
+        if not self.lock.acquire(timeout=5):
+            raise AssertionError("the feed cannot be closed: who it tells waits for that")
+        with self.lock:
+            super().close()
+        self.lock.release()
+
+
+def test_a_hook_that_waits_for_the_close_of_the_feed_ends(clock: FakeClock) -> None:
+    store: Any = Offering(clock)
+
+    def open_feed(listener: Any) -> Any:
+        store.feed = Locked(listener, clock)
+        return store.feed
+
+    store.open_feed = open_feed
+    closed: list[bool] = []
+
+    def close_elsewhere(_error: BaseException) -> None:
+        closing = threading.Thread(target=sync.close)
+        closing.start()
+        closing.join(2)
+        closed.append(not closing.is_alive())
+
+    sync = BeastModeRealTimeSync(
+        store, Ranked(), lease=Lease, collections=["u"], on_error=close_elsewhere
+    )
+    sync.start()
+    store.feed.error = OSError("gone")
+    losing = threading.Thread(target=store.feed.lose, args=("u",))
+    losing.start()
+    losing.join(10)
+    sync.tick()
+    assert closed == [True]
+    assert not store.feed.active
+
+
+def test_errors_that_came_up_before_the_end_are_told_by_it(
+    clock: FakeClock, errors: list[BaseException]
+) -> None:
+    store: Any = Offering(clock)
+    sync = BeastModeRealTimeSync(
+        store, Ranked(), lease=Lease, collections=["u"], on_error=errors.append
+    )
+    sync.start()
+    store.feed.error = OSError("gone")
+    for _ in range(101):
+        store.feed.lose("u")
+    sync.close()
+    assert len(errors) == 100, "the newest"
+    sync.close()
+    assert len(errors) == 100
 
 
 def test_what_does_not_fit_a_store_with_a_feed(clock: FakeClock) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from beastmode.errors import ClosedError, ConfigError, RequestError, StoreUnavailable
 from beastmode.stores.base import Change, Query, Target
@@ -15,6 +16,9 @@ from beastmode.sync.subscribers import Subscribers, SyncSubscription
 from beastmode.sync.watching import Watching
 
 __all__ = ["BeastModeRealTimeSync"]
+
+_UNTOLD: Final = 100
+"""Errors that wait for the next tick; of more the newest."""
 
 
 class BeastModeRealTimeSync:
@@ -35,8 +39,8 @@ class BeastModeRealTimeSync:
     `timer`
         the cache's timer
     `on_error`
-        called with the reason whenever the cache must doubt what it holds, and when a callback
-        misses a change
+        called, by `tick()` and `close()`, with the reason whenever the cache must doubt what it
+        holds, and when a callback misses a change; of more than 100 at once with the newest
 
     Changes are applied on the store's threads at once, in the store's order, versions compared.
     Nothing raised here reaches those threads' owner. Safe between threads.
@@ -56,12 +60,15 @@ class BeastModeRealTimeSync:
         on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
         self._on_error = on_error
+        self._untold: deque[BaseException] = deque(maxlen=_UNTOLD)
+        """What `on_error` is called with at the next tick: not where it came up, for there the
+        feed may be locked, and the hook may do anything, even close it."""
         self._closed = False
         self._started = False
         self._failures = self._doubts = 0
         self._last_error = ""
         self._subscribers = Subscribers(
-            interval_s=interval_s, on_end=self._ended, on_error=on_error
+            interval_s=interval_s, on_end=self._ended, on_error=self._untold.append
         )
         open_feed = None if lease is None else getattr(store, "open_feed", None)
         self._interest: Interest | None = None
@@ -113,13 +120,16 @@ class BeastModeRealTimeSync:
         self.tick()
 
     def tick(self) -> None:
-        """Follow what the cache holds by now; open again what has failed."""
+        """Follow what the cache holds by now; open again what has failed; call `on_error`."""
         if self._closed or not self._started:
             return
-        if self._interest is not None:
-            self._interest.turn()
-        elif self._watching is not None:
-            self._watching.turn()
+        try:
+            if self._interest is not None:
+                self._interest.turn()
+            elif self._watching is not None:
+                self._watching.turn()
+        finally:
+            self._tell_errors()
 
     def configure(self, *, interval_s: float) -> None:
         """Change the shortest time between two calls of one callback for one document."""
@@ -165,6 +175,7 @@ class BeastModeRealTimeSync:
         if self._watching is not None:
             self._watching.close()
         self._subscribers.close()
+        self._tell_errors()
 
     def get_stats(self) -> SyncReport:
         """Return the counters."""
@@ -208,9 +219,15 @@ class BeastModeRealTimeSync:
     def _doubted(self, error: BaseException) -> None:
         self._failures += 1
         self._last_error = f"{type(error).__name__}: {error}"
-        if self._on_error is not None:
+        self._untold.append(error)
+
+    def _tell_errors(self) -> None:
+        """Call `on_error` with what has come up; no lock is held."""
+        while self._untold:
             with contextlib.suppress(Exception):  # the hook is the user's; sync must go on
-                self._on_error(error)
+                error = self._untold.popleft()
+                if self._on_error is not None:
+                    self._on_error(error)
 
 
 def _whole(one: str | Query) -> Target:
