@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 
 pytest.importorskip("google.cloud.firestore", reason="google-cloud-firestore is not installed")
@@ -85,7 +86,17 @@ class Side:
             database=self.writer.database,
             writes=[self.convert.write(operation) for operation in operations],
         )
-        self.writer.commit(request, metadata=self.writer.metadata, timeout=10, wait_for_ready=True)
+        for attempt in range(5):
+            try:
+                self.writer.commit(
+                    request, metadata=self.writer.metadata, timeout=10, wait_for_ready=True
+                )
+            except grpc.RpcError as error:
+                # The emulator fails a commit that it tells a stream of which is just ending.
+                if error.code() is not grpc.StatusCode.UNKNOWN or attempt == 4:
+                    raise
+            else:
+                break
         return []
 
     def close(self) -> None:
