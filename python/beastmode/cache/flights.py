@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from typing import Any, Generic, Protocol, TypeVar
 
 from beastmode.cache.rules import Key, Policy
-from beastmode.errors import CacheError, StoreTimeout
+from beastmode.errors import StoreTimeout
 
 __all__ = [
     "GRACE_S",
@@ -52,8 +52,8 @@ class Versioned(Protocol):
 Loaded = TypeVar("Loaded", bound=Versioned)
 
 
-class AbandonedError(CacheError):
-    """The load was cancelled before it ended."""
+class AbandonedError(StoreTimeout):
+    """The load was given up before it ended; to who waited for it the store was too slow."""
 
 
 class Flight(Generic[Loaded]):

@@ -174,8 +174,7 @@ class FlightTable:
             read.abandoned += 1
             if may_retry and read.abandoned < 2:
                 return False
-            raise outcome
-        if (
+        elif (
             may_retry
             and isinstance(outcome, StoreTimeout)
             and flight is not None
