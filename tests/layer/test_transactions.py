@@ -307,6 +307,23 @@ def test_a_refused_commit_is_told_and_applies_nothing(
     assert len(runs) == 1
 
 
+def test_a_commit_that_cannot_be_sent_keeps_nobody_waiting(
+    make: Callable[..., BeastModeOptimizer], transact: Transact
+) -> None:
+    optimizer = make("firestore")
+    optimizer._parts.store.commit([Set("users/1", {"n": 1})])
+
+    async def body(transaction: Any) -> None:
+        await transaction.get("users/1")
+        transaction.set("users/1", {"n": [[1]]})
+
+    with pytest.raises(RequestError, match="no list directly inside a list"):
+        transact(optimizer, body)
+    began = time.monotonic()
+    optimizer._parts.store.commit([Set("users/1", {"n": 2})])
+    assert time.monotonic() - began < 1.5, "it was rolled back and keeps nobody waiting"
+
+
 def test_it_is_counted_as_what_it_would_cost_straight(
     make: Callable[..., BeastModeOptimizer], kind: str, transact: Transact
 ) -> None:

@@ -181,8 +181,10 @@ class Transacting:
         plan.count_commit(operations)
         try:
             self._ways.commit(operations, held.commit, plan.end, active=self._active)
-        except TransactionConflict as error:
+        except Exception as error:
             _note_conflict(plan, held.token, error)
+            if _may_be_open(error):
+                _roll_back(held)
             raise
         return result
 
@@ -215,8 +217,10 @@ class Transacting:
         plan.count_commit(operations)
         try:
             await self._ways.acommit(operations, held.commit, plan.end, active=self._active)
-        except TransactionConflict as error:
+        except Exception as error:
             _note_conflict(plan, held.token, error)
+            if _may_be_open(error):
+                await self._ways.shielded(_aroll_back(held))
             raise
         return result
 
@@ -248,6 +252,14 @@ def _note_conflict(plan: Plan, token: bytes, error: BaseException) -> None:
     """Remember which transaction has lost to others, so that it has precedence next time."""
     if isinstance(error, TransactionConflict) and not isinstance(error, Restart):
         plan.retry_of = token
+
+
+def _may_be_open(error: Exception) -> bool:
+    """Return whether a commit that failed may have left the transaction as it was.
+
+    What was refused before it was sent has; others would wait for it until it expires.
+    """
+    return not (isinstance(error, TransactionConflict) or getattr(error, "maybe_applied", False))
 
 
 def _roll_back(held: StoreTransaction) -> None:
