@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -352,6 +354,36 @@ def test_entries_of_users_are_covered_and_dropped_on_change(
     cache.close()
 
 
+def test_users_that_come_while_a_path_is_asked_about_disturb_nobody(store: ScriptedStore) -> None:
+    cache = BeastModeCache(store, rules=[Rule("users", per_user=True)])
+    for number in range(200):
+        cache.get(KEY, user=f"old {number}")
+    ended = threading.Event()
+
+    def come() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            cache.get(KEY, user=f"new {number}")
+
+    readers = [threading.Thread(target=come) for _ in range(2)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for reader in readers:
+            reader.start()
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            assert cache.holds(KEY)
+            assert cache.read_gap(KEY) < math.inf
+    finally:
+        sys.setswitchinterval(before)
+        ended.set()
+        for reader in readers:
+            reader.join()
+    cache.close()
+
+
 def test_what_was_installed_is_told_once(
     store: ScriptedStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -576,6 +608,27 @@ def test_a_doubt_that_has_returned_is_not_undone_by_a_reader(
 
     lease.hook = doubt
     cache.lookup(KEY)
+    doubting.join()
+    assert cache.lookup(KEY) is None
+
+
+def test_a_doubt_that_has_returned_is_not_undone_by_a_shorter_time_to_live(
+    cache: BeastModeCache,
+) -> None:
+    cache.get(KEY)
+    doubting = threading.Thread(target=cache.doubt, args=([KEY],))
+
+    class Hooked(float):
+        def __add__(self, other: float) -> float:
+            """`fresh_until` was read, and is written next."""
+            doubting.start()
+            doubting.join(0.2)  # it has to wait
+            return float(self) + other
+
+    entry = cache._state.engine.peek(KEY)
+    assert entry is not None
+    entry.loaded_at = Hooked(entry.loaded_at)
+    cache.configure(ttl_s=TTL / 2)
     doubting.join()
     assert cache.lookup(KEY) is None
 

@@ -15,6 +15,7 @@ import pytest
 
 from beastmode.cache import BeastModeCache, Lease, Rule
 from beastmode.cache.queries import canonical
+from beastmode.cache.stale_results import StaleResult, StaleResults
 from beastmode.errors import (
     ClosedError,
     ConfigError,
@@ -584,6 +585,35 @@ def test_stale_results_are_bounded(store: ScriptedStore, clock: FakeClock) -> No
         cache.query(Query("users", limit=3))
     cache.close()
     assert cache.get_stats().queries.stale == 0
+
+
+def test_what_is_older_than_all_stale_results_is_not_compared_with_each() -> None:
+    compared = 0
+
+    class Version(int):
+        def __lt__(self, other: int) -> bool:
+            nonlocal compared
+            compared += 1
+            return int(self) < other
+
+    held = StaleResults(max_queries=1000, max_documents=1000)
+    for number in range(300):
+        held.put(number, StaleResult("users", Version(1000 + number), {}, math.inf))
+    compared = 0
+    for version in range(1000):
+        held.seen(Document(f"users/{version}", {}, version))
+    assert compared < 2000, "once for each document, not for each result as well"
+    assert len(held) == 300
+    held.seen(Document("users/1", {}, 1010))
+    held.seen(Document("users/1", {}, 1010))
+    assert len(held) == 290
+    held.discard(10)
+    held.put(10, StaleResult("users", 1005, {}, math.inf))
+    held.changed("users", 1006)
+    assert len(held) == 289
+    held.changed("users", None)
+    assert not held.collections
+    held.changed("users", 1)
 
 
 @pytest.mark.parametrize("by", ["sync", "async"])

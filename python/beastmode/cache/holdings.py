@@ -318,7 +318,8 @@ class Holdings:
         if not self.shares_keys:
             shelf = self._shelves.get(path)
             if shelf is not None:
-                keys = [(path, user) for user in shelf.users]
+                # A copy at one stroke: who asks without the lock meets users that are added.
+                keys = [(path, user) for user in tuple(shelf.users)]
         return keys
 
     def read_gap(self, path: str, now: float) -> float:
@@ -395,9 +396,9 @@ class Holdings:
             self.engine.evict(_SLICE)
         self.engine.resize(max_entries)
 
-    def shorten(self) -> None:
-        """Let no entry be fresh for longer than its policy says; needs no lock. O(entries)."""
-        for entry in self.engine.values():
+    def shorten(self, entries: Iterable[Entry]) -> None:
+        """Let no entry be fresh for longer than its policy says. O(entries)."""
+        for entry in entries:
             if entry.document.data is not None:
                 entry.fresh_until = min(entry.fresh_until, entry.loaded_at + entry.policy.ttl)
 

@@ -178,8 +178,8 @@ class BeastModeCache(Upkeep):
         `deadline` is a time of `time.monotonic` (default: `load_deadline_s` from now).
         Errors: RequestError for a bad path, or no `user` where a rule needs one; StoreTimeout
         and StoreUnavailable when nothing can be served stale; LoadError when the store returned
-        something else; CacheError when the load asks the cache for this very document, or was
-        cancelled; and whatever else the store raised.
+        something else; CacheError when the load asks the cache for this very document; and
+        whatever else the store raised. A load that was cancelled counts as late (StoreTimeout).
         """
         document = self.lookup(path, user)
         if document is not None:

@@ -33,6 +33,8 @@ class StaleResults:
         self._max_documents = max_documents
         self._results: OrderedDict[Hashable, StaleResult] = OrderedDict()
         self._keys: dict[str, set[Hashable]] = {}
+        self._oldest: dict[str, int] = {}
+        """A version that no result of a collection is below."""
         self._documents = 0
 
     def __len__(self) -> int:
@@ -47,7 +49,10 @@ class StaleResults:
         """Keep `result`, in the place of an older one. O(1) amortised."""
         self.discard(key)
         self._results[key] = result
-        self._keys.setdefault(result.collection, set()).add(key)
+        collection = result.collection
+        self._keys.setdefault(collection, set()).add(key)
+        oldest = self._oldest.get(collection, result.version)
+        self._oldest[collection] = min(oldest, result.version)
         self._documents += len(result.documents)
         while len(self._results) > self._max_queries or self._documents > self._max_documents:
             self.discard(next(iter(self._results)))
@@ -71,16 +76,24 @@ class StaleResults:
         keys = self._keys[result.collection]
         keys.discard(key)
         if not keys:
-            del self._keys[result.collection]
+            del self._keys[result.collection], self._oldest[result.collection]
 
     def changed(self, collection: str, version: int | None) -> None:
-        """End what is older than `version` of a collection, all with None. O(its results)."""
-        for key in list(self._keys.get(collection, ())):
+        """End what is older than `version` of a collection, all with None.
+
+        O(its results), but O(1) where none is older: so it is for most of what is read.
+        """
+        oldest = self._oldest.get(collection)
+        if oldest is None or (version is not None and version <= oldest):
+            return
+        for key in list(self._keys[collection]):
             if version is None or self._results[key].version < version:
                 self.discard(key)
+        if left := self._keys.get(collection):
+            self._oldest[collection] = min(self._results[key].version for key in left)
 
     def seen(self, document: Document) -> None:
-        """End what shows less than `document`, which was read. O(results of its collection)."""
+        """End what shows less than `document`, which was read. As `changed`, O(its results)."""
         collection = collection_of(document.path)
         if document.data is not None:
             self.changed(collection, document.version)
@@ -99,4 +112,5 @@ class StaleResults:
         """Forget everything."""
         self._results.clear()
         self._keys.clear()
+        self._oldest.clear()
         self._documents = 0

@@ -154,7 +154,10 @@ class CacheState:
         """Change the inherited time to live; entries are never fresh for longer than it says."""
         with self.gate.lock:
             self.book.set_ttl(ttl)
-        self.held.shorten()
+        # Under the lock, else an entry that is doubted meanwhile could be made fresh again.
+        for part in _parts(self.engine.values()):
+            with self.gate.lock:
+                self.held.shorten(part)
 
     # -- leases and doubt ----------------------------------------------------------------------
 
