@@ -310,15 +310,52 @@ def test_failures_are_logged_when_they_change(caplog: pytest.LogCaptureFixture) 
     told = []
     for error in errors:
         caplog.clear()
+        failures.tell(error)
         failures.failed(error)
         told.append([record.levelname for record in caplog.records])
     assert told == [["WARNING"], [], ["ERROR"], [], ["ERROR"], [], ["ERROR"], ["WARNING"], []]
     assert failures.in_a_row == 9
+    failures.tell_success()
     failures.succeeded()
     assert "again after 9 failures" in caplog.text
     caplog.clear()
-    failures.failed(StoreUnavailable("anew"))
+    failures.tell_success()
+    failures.tell(StoreUnavailable("anew"))
     assert len(caplog.records) == 1
+
+
+class UsingLogs(logging.Handler):
+    """A handler of logs that uses the batcher of which it is told."""
+
+    def __init__(self, batcher: BeastModeBatcher) -> None:
+        super().__init__(logging.INFO)
+        self.batcher = batcher
+        self.told: list[tuple[str, bool]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        free = self.batcher._changed.acquire(timeout=2.0)
+        if free:
+            self.batcher._changed.release()
+        self.told.append((record.getMessage(), free))
+
+
+def test_nothing_is_logged_under_the_lock(store: FaultyStore) -> None:
+    store.before = Failing(StoreUnavailable("down"), StoreRefused("no"), RuntimeError("a bug"))
+    logs = logging.getLogger("beastmode.batcher")
+    level = logs.level
+    with batching(store) as batcher:
+        handler = UsingLogs(batcher)
+        logs.addHandler(handler)
+        logs.setLevel(logging.INFO)
+        try:
+            batcher.write([Set("k/1", {"n": 1})])
+            batcher.flush(deadline_in(10))
+        finally:
+            logs.removeHandler(handler)
+            logs.setLevel(level)
+    assert [text for text, free in handler.told if not free] == []
+    assert len(handler.told) == 4
+    assert "again after 3 failures" in handler.told[-1][0]
 
 
 def test_only_what_lasts_is_paused_for_long() -> None:

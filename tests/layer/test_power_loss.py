@@ -10,7 +10,10 @@ import pytest
 
 from beastmode.batcher import BeastModeBatcher
 from beastmode.batcher.answered import Answered
-from beastmode.errors import ClosedError, StoreError
+from beastmode.batcher.batches import Batch
+from beastmode.batcher.entries import Entry, Part
+from beastmode.batcher.sending import Sender
+from beastmode.errors import ClosedError, JournalFull, StoreError
 from beastmode.journal import Journal
 from beastmode.journal.work import Note
 from beastmode.stores.base import deadline_in
@@ -203,6 +206,41 @@ def test_what_is_remembered_of_answers_is_bounded(monkeypatch: pytest.MonkeyPatc
     for _ in range(3):
         answered.settle(["k/other"], deadline_in(1))
     assert journal.waits == 1
+
+
+def test_it_is_bounded_where_each_write_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beastmode.batcher.answered._MANY", 10)
+    answered, journal = Answered(), cast(Any, Noting())
+    journal.syncs_each = True
+    for n in range(35):
+        answered.add(journal, [f"k/{n}"])
+        answered.settle([f"k/{n}"], deadline_in(1), journal)
+    assert journal.waits == 3
+    assert sum(map(len, answered._paths.values())) < 10
+
+
+def test_a_repetition_settles_what_the_first_attempt_could_not(store: FaultyStore) -> None:
+    sender = Sender(store, 5.0, 0.0)
+    adopted, own = cast(Any, Noting()), cast(Any, Noting())
+    own.note_sent = lambda *_: None
+    sender.answered.add(adopted, ["k/1"])
+    operation = Set("k/1", {"n": 2})
+    batch = Batch([Entry(operation, [Part(operation, 1, 10)], 10, own)], "ab" * 16)
+
+    def full() -> None:
+        if adopted.waits < 3:
+            raise JournalFull("no room")
+
+    adopted._at_wait = full
+    with pytest.raises(JournalFull):
+        sender.send(batch)
+    assert batch.fixed
+    with pytest.raises(JournalFull):
+        sender.send(batch)
+    assert not store.get("k/1").exists
+    sender.send(batch)
+    assert adopted.waits == 3
+    assert store.get("k/1").exists
 
 
 def test_a_journal_that_is_let_go_meanwhile_holds_nothing_up() -> None:

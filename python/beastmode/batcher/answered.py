@@ -37,10 +37,12 @@ class Answered:
         answer, which covers all others as well. Raises JournalError where the disk refuses it.
         """
         for journal, answered in list(self._paths.items()):
-            if answered.isdisjoint(paths) and len(answered) < _MANY:
+            if len(answered) < _MANY and (
+                answered.isdisjoint(paths)
+                # Or the newer write is on the disk too, and comes after the older one.
+                or (journal is source and journal.syncs_each)
+            ):
                 continue
-            if journal is source and journal.syncs_each:
-                continue  # the newer write is on the disk too, and comes after the older one
             try:
                 if journal.has_unnoted:
                     journal.wait_noted(deadline)

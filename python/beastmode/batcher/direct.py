@@ -144,6 +144,7 @@ class DirectCommits:
     def _calls_committed(self, calls: Sequence[WriteCall], versions: list[int]) -> None:
         operations = [operation for call in calls for operation in call.operations]
         outcomes = list(zip(operations, versions, strict=True))
+        self.failures.tell_success()
         with self._changed:
             self.succeed(len(operations), len(operations))
             for operation, version in outcomes:

@@ -45,22 +45,31 @@ class Failures:
         """How many there were."""
         return self._backoff.failures
 
-    def failed(self, error: Exception) -> float:
-        """Count and log a failure, and return the seconds to pause."""
+    def tell(self, error: Exception) -> None:
+        """Log a failure that is another than the one before, ahead of `failed`.
+
+        The caller holds no lock: a handler of logs may take its time, or use the batcher itself.
+        """
         kind = _kind(error)
         if kind != self._kind:
             self._log(error)
             self._kind = kind
+
+    def failed(self, error: Exception) -> float:
+        """Count a failure and return the seconds to pause."""
         lasts = not isinstance(error, (*_PASSING, JournalError))
         pause_s = self._backoff.fail(LASTING_S if lasts else None)
         if isinstance(error, BreakerOpen) and error.retry_after_s is not None:
             return error.retry_after_s  # before that nothing would be asked
         return pause_s
 
-    def succeeded(self) -> None:
-        """Forget the failures."""
+    def tell_success(self) -> None:
+        """Log that the failures are over, if there were any, ahead of `succeeded`. As `tell`."""
         if self._backoff.failures:
             logger.info("commits succeed again after %d failures", self._backoff.failures)
+
+    def succeeded(self) -> None:
+        """Forget the failures."""
         self._backoff.succeed()
         self._kind = ""
 

@@ -153,8 +153,9 @@ class Flusher(DirectCommits):
                     return
                 self._turns += 1
                 action()
-            except Exception as error:  # noqa: BLE001 - supervision: logged by `_fail`, nothing lost
+            except Exception as error:  # noqa: BLE001 - supervision: logged by `tell`, nothing lost
                 self.surprises += 1
+                self.failures.tell(error)
                 with self._changed:
                     self._recollect(error)
                     self._fail(error)
@@ -269,6 +270,7 @@ class Flusher(DirectCommits):
             self._bin_marker(batch)
 
     def _batch_committed(self, batch: Batch, versions: list[int] | None, newest: int) -> None:
+        self.failures.tell_success()
         entries = batch.entries
         known = [None] * len(entries) if versions is None else versions
         parts = [
@@ -329,6 +331,7 @@ class Flusher(DirectCommits):
         if not isinstance(error, (StoreUnavailable, StoreTimeout, StoreRefused)):
             self.surprises += 1
         asked = not isinstance(error, BreakerOpen)
+        self.failures.tell(error)
         with self._changed:
             self._put_back()
             self.retries += asked

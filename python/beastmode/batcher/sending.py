@@ -96,8 +96,8 @@ class Sender:
             batch.fixed = True
             if batch.source is not None:
                 batch.source.note_sent(batch.name, batch.seqs, deadline_in(self.deadline_s))
-            batch.noted = True
             self._settle(batch)
+            batch.noted = True  # not before: a repetition has to settle them as well
         before, batch.doubtful = batch.doubtful, True
         operations = batch.operations
         try:
