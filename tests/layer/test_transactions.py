@@ -332,7 +332,7 @@ def test_it_is_counted_as_what_it_would_cost_straight(
     before = meter.report()
 
     async def body(transaction: Any) -> None:
-        await transaction.get_many(["users/1", "users/2"])
+        await transaction.get_many(["users/1", "users/2", "users/1"])
         await transaction.query(Query("users"))
         transaction.set("users/1", {"n": 1})
         transaction.delete("users/2")

@@ -214,7 +214,7 @@ class Transaction(_Draft):
         except TransactionConflict as error:
             self._lost = error
             raise
-        self._plan.count_reads(len(asked), len(asked))
+        self._plan.count_reads(len(asked), len(set(asked)))
         return self._took(documents)
 
     def query(self, query: Query) -> list[Document]:
@@ -255,7 +255,7 @@ class AsyncTransaction(_Draft):
         except TransactionConflict as error:
             self._lost = error
             raise
-        self._plan.count_reads(len(asked), len(asked))
+        self._plan.count_reads(len(asked), len(set(asked)))
         return self._took(documents)
 
     async def query(self, query: Query) -> list[Document]:
