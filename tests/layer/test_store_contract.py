@@ -396,6 +396,14 @@ def test_nesting_and_names_are_bounded(store: Any, kind: Kind) -> None:
         store.commit([Set("u/a", {"loop": loop})])
     with pytest.raises(RequestError, match="UTF-8"):
         store.commit([Set("u/a", {"\ud800": 1})])
+    with pytest.raises(RequestError, match="UTF-8"):
+        store.commit([Update("u/a", {"x.\ud800": 1})])
+    for asks in (
+        lambda: Query("u", where=(Filter("\ud800", "==", 1),)),
+        lambda: Query("u", order_by=(Order("x.\ud800"),)),
+    ):
+        with pytest.raises(RequestError, match="UTF-8"):
+            store.query(asks())
     assert fields(store, "u/a") == {"d": deep}
 
 

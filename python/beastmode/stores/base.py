@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from beastmode.errors import ConfigError, RequestError, StoreTimeout
 from beastmode.stores.documents import Document, Operation, check_collection, check_path, freeze
+from beastmode.stores.fields import check_text
 
 __all__ = [
     "AsyncStore",
@@ -48,6 +49,8 @@ FilterOp = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not-in", "array-cont
 def _check_field(field: object, what: str) -> None:
     if not isinstance(field, str) or not all(field.split(".")):
         raise RequestError(f"{what} takes a dotted field path such as 'a.b', got {field!r}")
+    if not field.isascii():
+        check_text(field, field, "")
 
 
 def _check_items(name: str, items: object, kind: type) -> None:

@@ -246,6 +246,8 @@ class Converter:
         message.update_mask.SetInParent()
         for dotted, item in operation.data.items():
             names = dotted.split(".")
+            if not dotted.isascii():
+                check_text(dotted, dotted, operation.path)
             if isinstance(item, Transform):
                 transforms.append((names, item))
                 continue
