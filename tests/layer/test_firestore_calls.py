@@ -17,13 +17,14 @@ from beastmode.errors import (
     StoreRefused,
     StoreTimeout,
     StoreUnavailable,
+    TransactionConflict,
     WriteRejected,
 )
 from beastmode.stores.documents import Delete, Merge, Precondition, Set, Update
 from beastmode.stores.firestore._google import load
 from beastmode.stores.firestore.base import is_repeatable
 from beastmode.stores.firestore.calls import Attempts, RetryPolicy, Silence
-from beastmode.stores.firestore.errors import commit_failure, failure
+from beastmode.stores.firestore.errors import commit_failure, conflict, failure
 from beastmode.stores.transforms import Increment
 from support import FakeClock
 
@@ -122,6 +123,22 @@ def test_the_operation_whose_document_is_missing_is_named(details: str) -> None:
     assert type(error) is DocumentMissing
     assert "'u/gone'" in str(error)
     assert "u/a" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("details", "is_over"),
+    [
+        ("The referenced transaction has expired or is no longer valid.", True),
+        ("Invalid transaction.", True),
+        ('The transaction "projects/p" was closed', True),
+        ("projects/p/databases/d/documents/transaction/x has an invalid field", False),
+        ("projects/p/databases/d/documents/users/transaction: invalid field", False),
+        ("projects/p/databases/d/documents/my-transaction/x: invalid field", False),
+    ],
+)
+def test_a_document_named_like_a_transaction_is_none(details: str, is_over: bool) -> None:
+    error = conflict(RpcError(STATUS.INVALID_ARGUMENT, details), "commit")
+    assert isinstance(error, TransactionConflict) is is_over
 
 
 def test_the_operation_whose_condition_failed_is_named() -> None:

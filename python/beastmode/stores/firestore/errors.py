@@ -74,8 +74,10 @@ _JUDGED: Final = frozenset({"NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"
 """What the server answers where a condition of an operation fails."""
 _REFUSED: Final = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED"})
 _ADVICE: Final = "; check the project, the database's name and that it is in Native mode"
+# Of a transaction, not of a document that is named so.
 _IS_OVER: Final = re.compile(
-    r"transaction\b.*\b(expired|no longer valid|closed|not (valid|active|found)|invalid)"
+    r"(?<![-/\w])transaction\b(?!/)"
+    r".*\b(expired|no longer valid|closed|not (valid|active|found)|invalid)"
     r"|invalid transaction",
     re.IGNORECASE | re.DOTALL,
 )
