@@ -18,6 +18,7 @@ from beastmode.journal import Journal
 from beastmode.stores.base import Query, deadline_in
 from beastmode.stores.documents import Merge, Operation, Set
 from beastmode.stores.sqlite import SQLiteStore
+from beastmode.stores.transforms import Increment
 from layer.faulty_store import FaultyStore
 from support import FakeClock
 
@@ -274,3 +275,25 @@ def test_a_size_that_was_too_slow_is_tried_again_less_and_less_often() -> None:
     for _ in range(2):
         pace.answered(32, 0.01)
     assert pace.cap(64) == 64, "a new trouble starts anew"
+
+
+def test_what_stands_before_a_batch_in_doubt_is_halved_too(
+    store: SlowStore, tmp_path: Path
+) -> None:
+    with (
+        contextlib.closing(Journal(tmp_path / "first")) as first,
+        contextlib.closing(Journal(tmp_path / "second")) as second,
+    ):
+        first.append([Set(f"k/{n}", {"n": n}) for n in range(35)])
+        doubtful = [Set("k/1", {"n": "new"}), Merge("k/2", {"n": Increment(1)})]
+        second.note_sent("ab" * 16, second.append(doubtful))
+        batcher = BeastModeBatcher(store, max_delay_s=LONG)
+        batcher.adopt([first, second])
+        with batcher:
+            batcher.flush(deadline_in(10))
+        assert batcher.get_stats().pending == 0
+    sizes = [len(plain(operations)) for operations in store.held]
+    assert sizes == [35, 17]
+    assert store.get("k/1").data == {"n": "new"}
+    assert store.get("k/2").data == {"n": 3}
+    assert store.get("k/34").data == {"n": 34}

@@ -172,14 +172,20 @@ class Flusher(DirectCommits):
     def _put_back(self) -> None:
         """Put back what is under way and not settled, but for batches that may not be changed.
 
-        What stands before one of those stays as well, or it would be overtaken.
+        What stands before one of those stays as well, or it would be overtaken; but in smaller
+        batches where it was too slow.
         """
         fixed = [number for number, batch in enumerate(self.work) if batch.fixed]
         while len(self.work) > (fixed[-1] + 1 if fixed else 0):
             self.work.pop()
-        for batch in self.work:
-            batch.entries = [entry for entry in batch.entries if self._pending.is_taken(entry)]
-        self.work = deque(batch for batch in self.work if batch.entries)
+        held, self.work = self.work, deque()
+        for batch in held:
+            entries = [entry for entry in batch.entries if self._pending.is_taken(entry)]
+            batch.entries = entries
+            if batch.fixed or self.sender.pace.allows(len(entries)):
+                self.work.extend([batch] if entries else ())
+            else:
+                self.work.extend(batch.pieces(self._needs_marker))
         self._pending.put_back([entry for batch in self.work for entry in batch.entries])
 
     def _await_work(self) -> Callable[[], None] | None:

@@ -39,6 +39,10 @@ class Pace:
             return operations
         return limit
 
+    def allows(self, operations: int) -> bool:
+        """Return whether a commit made before may be sent with so many operations. O(1)."""
+        return self._limit is None or operations <= self._limit
+
     def late(self, operations: int) -> None:
         """Learn that a commit of so many operations had no answer at its deadline.
 
