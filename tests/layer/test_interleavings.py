@@ -180,7 +180,7 @@ class Run:
         self.seen = self.told = (0, 0)
         self.begun: tuple[Gate, Future[Response], tuple[int, int]] | None = None
         self.open: deque[tuple[Gate, Gate]] = deque()
-        self.applied = False
+        self.applied = self.followed = False
         self.history: list[str] = []
 
     def can(self) -> list[str]:
@@ -292,10 +292,13 @@ class Run:
         self.step("follow")
         held = self.store.read(self.path)
         answer = self.ask(self.optimizer, Request.get(self.path)).result(WAIT_S)
-        assert answer.data == held.data, (answer, held, "; ".join(self.history))
         assert answer.source in ("hit", "store")
-        assert held.data is not None
-        assert held.data["own"] == self.accepted
+        assert answer.data is not None
+        assert answer.data["own"] == self.accepted
+        self.followed = self.path in self.store.feed.asked
+        if self.followed:
+            # What was only written, and never loaded, lives by time: nobody tells of the others.
+            assert answer.data == held.data, (answer, held, "; ".join(self.history))
 
 
 @pytest.fixture
@@ -336,12 +339,15 @@ def test_no_order_of_steps_shows_anything_old_or_loses_anything(
     ) as optimizer:
         assert optimizer.active
         steps: set[str] = set()
+        followed = 0
         try:
             for seed in range(SCHEDULES):
                 run = Run(optimizer, store, ask, kind, seed)
                 run.play()
                 steps.update(run.history)
+                followed += run.followed
         finally:
             store.let_go()
         assert steps == {*run.left, "return", "commit", "answer", "tell", "follow"}
+        assert followed > 20, "enough of them were followed to their end"
         assert optimizer.get_stats().cache.discarded > 0, "loads were overtaken"
