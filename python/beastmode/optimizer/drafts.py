@@ -5,7 +5,8 @@ A `Plan` is one transaction through all the times that it is run, a draft is one
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from beastmode.batcher.committing import Backoff
@@ -181,6 +182,15 @@ class _Draft:
             self._parts.breaker.check()  # a flush would wait for a store that is not asked
         return pending
 
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Remember a conflict that a read meets, should the function catch it."""
+        try:
+            yield
+        except TransactionConflict as error:
+            self._lost = error
+            raise
+
     def _took(self, documents: list[Document]) -> list[Document]:
         self._paths.update(document.path for document in documents)
         self._parts.cache.observe(documents)  # who has seen them must be shown nothing older
@@ -209,11 +219,8 @@ class Transaction(_Draft):
         asked = check_paths(paths)
         if self._must_flush(asked):
             self._parts.batcher.flush(self._plan.end)
-        try:
+        with self._noting():
             documents = self._held.get_many(asked, deadline=self._plan.end)
-        except TransactionConflict as error:
-            self._lost = error
-            raise
         self._plan.count_reads(len(asked), len(set(asked)))
         return self._took(documents)
 
@@ -223,11 +230,8 @@ class Transaction(_Draft):
         collection = _collection_of(query)
         if self._must_flush((), collection):
             self._parts.batcher.flush(self._plan.end)
-        try:
+        with self._noting():
             documents = self._held.query(query, deadline=self._plan.end).documents
-        except TransactionConflict as error:
-            self._lost = error
-            raise
         self._collections.add(collection)
         self._plan.count_reads(len(documents), max(1, len(documents)))
         return self._took(documents)
@@ -250,11 +254,8 @@ class AsyncTransaction(_Draft):
         asked = check_paths(paths)
         if self._must_flush(asked):
             await self._parts.batcher.aflush(self._plan.end)
-        try:
+        with self._noting():
             documents = await self._held.get_many(asked, deadline=self._plan.end)
-        except TransactionConflict as error:
-            self._lost = error
-            raise
         self._plan.count_reads(len(asked), len(set(asked)))
         return self._took(documents)
 
@@ -264,11 +265,8 @@ class AsyncTransaction(_Draft):
         collection = _collection_of(query)
         if self._must_flush((), collection):
             await self._parts.batcher.aflush(self._plan.end)
-        try:
+        with self._noting():
             documents = (await self._held.query(query, deadline=self._plan.end)).documents
-        except TransactionConflict as error:
-            self._lost = error
-            raise
         self._collections.add(collection)
         self._plan.count_reads(len(documents), max(1, len(documents)))
         return self._took(documents)
