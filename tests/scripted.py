@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from beastmode.cache import BeastModeCache
 from beastmode.stores.base import Query, QueryResult
 from beastmode.stores.documents import Document, collection_of, freeze
 from beastmode.stores.matching import Matcher, sort_rows
@@ -163,3 +164,24 @@ class ScriptedAsyncStore:
         result, held = store._find(query)
         await asyncio.sleep(0)
         return store._leave(result, await held.astop() if held else None)
+
+
+class Asking:
+    """A query in another thread, answered by the store and not yet returned."""
+
+    def __init__(self, cache: BeastModeCache, store: ScriptedStore) -> None:
+        self._held: Hold = store.hold("users")
+        self._documents: list[Document] = []
+
+        def ask() -> None:
+            self._documents = cache.query(Query("users")).documents
+
+        self._thread = threading.Thread(target=ask, daemon=True)
+        self._thread.start()
+        self._held.wait_entered()
+
+    def end(self, change: Callable[[QueryResult], QueryResult] | None = None) -> list[Document]:
+        """Let it bring what it found, changed by `change` if that is given."""
+        self._held.release(change)
+        self._thread.join(WAIT_S)
+        return self._documents

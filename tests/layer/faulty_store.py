@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from beastmode.batcher import BeastModeBatcher
 from beastmode.stores.base import (
     Change,
     Query,
@@ -14,10 +16,12 @@ from beastmode.stores.base import (
     StoreHealth,
     Subscription,
     Target,
+    deadline_in,
 )
 from beastmode.stores.documents import Document, Operation
 
 Hook = Callable[[Sequence[Operation]], object]
+LONG = 3600.0
 
 
 class FaultyStore:
@@ -104,3 +108,14 @@ class Failing:
     def __call__(self, operations: Sequence[Operation]) -> None:
         if self.errors:
             raise self.errors.pop(0)
+
+
+@contextlib.contextmanager
+def batching(store: FaultyStore, *args: Any, **settings: Any) -> Iterator[BeastModeBatcher]:
+    """Have a batcher that sends when it is told to; at the end the store is well again."""
+    batcher = BeastModeBatcher(store, *args, **{"max_delay_s": LONG, **settings})
+    try:
+        yield batcher
+    finally:
+        store.before = store.after = None
+        batcher.close(deadline_in(10))

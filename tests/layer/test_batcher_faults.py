@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,22 +30,8 @@ from beastmode.journal import Journal
 from beastmode.stores.base import deadline_in
 from beastmode.stores.documents import Delete, Merge, Operation, Set, Update
 from beastmode.stores.firestore.errors import commit_failure
-from layer.faulty_store import Failing, FaultyStore, Gate
+from layer.faulty_store import Failing, FaultyStore, Gate, batching
 from support import FakeClock
-
-LONG = 3600.0
-
-
-@contextlib.contextmanager
-def batching(store: FaultyStore, *args: Any, **kwargs: Any) -> Iterator[BeastModeBatcher]:
-    kwargs.setdefault("max_delay_s", LONG)
-    batcher = BeastModeBatcher(store, *args, **kwargs)
-    try:
-        yield batcher
-    finally:
-        store.before = store.after = None
-        batcher.close(deadline_in(10))
-
 
 # Failures that pass.
 

@@ -6,7 +6,7 @@ application of the same operation from the first, as an Increment would.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
 import threading
 from collections import Counter
@@ -38,10 +38,11 @@ from beastmode.stores.documents import Delete, Merge, Operation, Precondition, S
 from beastmode.stores.guarded import GuardedStore
 from beastmode.stores.metered import MeteredStore
 from beastmode.stores.sqlite import SQLiteStore
-from layer.faulty_store import Failing, FaultyStore, Gate
+from layer import faulty_store
+from layer.faulty_store import LONG, Failing, FaultyStore, Gate
 from support import FakeClock
 
-LONG = 3600.0
+batching = functools.partial(faulty_store.batching, markers="always", marker_grace_s=0.0)
 
 
 class CountingStore(FaultyStore):
@@ -98,19 +99,6 @@ def store(tmp_path: Path) -> Iterator[CountingStore]:
     made = CountingStore(tmp_path / "store")
     yield made
     made.close()
-
-
-@contextlib.contextmanager
-def batching(
-    store: FaultyStore, journal: Journal | None, **kwargs: Any
-) -> Iterator[BeastModeBatcher]:
-    kwargs = {"max_delay_s": LONG, "markers": "always", "marker_grace_s": 0.0} | kwargs
-    batcher = BeastModeBatcher(store, journal, **kwargs)
-    try:
-        yield batcher
-    finally:
-        store.before = store.after = None
-        batcher.close(deadline_in(10))
 
 
 def sets(count: int) -> list[Operation]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,10 +19,11 @@ from beastmode.stores.base import Query, deadline_in
 from beastmode.stores.documents import Merge, Operation, Set
 from beastmode.stores.sqlite import SQLiteStore
 from beastmode.stores.transforms import Increment
-from layer.faulty_store import FaultyStore
+from layer import faulty_store
+from layer.faulty_store import LONG, FaultyStore
 from support import FakeClock
 
-LONG = 3600.0
+batching = functools.partial(faulty_store.batching, markers="always", marker_grace_s=LONG)
 
 
 class SlowStore(FaultyStore):
@@ -72,26 +73,6 @@ def store(tmp_path: Path) -> Iterator[SlowStore]:
     made = SlowStore(tmp_path / "store", fast=10)
     yield made
     made.close()
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = Journal(tmp_path / "writes.journal")
-    yield made
-    made.close()
-
-
-@contextlib.contextmanager
-def batching(
-    store: FaultyStore, journal: Journal | None, **kwargs: Any
-) -> Iterator[BeastModeBatcher]:
-    kwargs = {"max_delay_s": LONG, "markers": "always", "marker_grace_s": LONG} | kwargs
-    batcher = BeastModeBatcher(store, journal, **kwargs)
-    try:
-        yield batcher
-    finally:
-        store.before = store.after = None
-        batcher.close(deadline_in(10))
 
 
 def chains(count: int) -> list[Operation]:

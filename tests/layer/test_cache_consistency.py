@@ -21,7 +21,7 @@ from beastmode.cache import Answer, BeastModeCache, Lease, Rule
 from beastmode.errors import ConfigError, StoreUnavailable
 from beastmode.stores.base import Change, Query, QueryResult
 from beastmode.stores.documents import Document, Merge, Update, freeze
-from scripted import WAIT_S, Hold, ScriptedAsyncStore, ScriptedStore
+from scripted import WAIT_S, Asking, Hold, ScriptedAsyncStore, ScriptedStore
 from store_support import wait_until
 from support import FakeClock
 
@@ -97,27 +97,6 @@ class Loading:
         self._thread.join(WAIT_S)
         assert self.answer is not None
         return self.answer.document
-
-
-class Asking:
-    """A query in another thread, answered by the store and not yet returned."""
-
-    def __init__(self, cache: BeastModeCache, store: ScriptedStore) -> None:
-        self._held: Hold = store.hold("users")
-        self._documents: list[Document] = []
-
-        def ask() -> None:
-            self._documents = cache.query(Query("users")).documents
-
-        self._thread = threading.Thread(target=ask, daemon=True)
-        self._thread.start()
-        self._held.wait_entered()
-
-    def end(self, result: QueryResult | None = None) -> list[Document]:
-        """Let it bring what it found, or `result`."""
-        self._held.release(None if result is None else lambda _: result)
-        self._thread.join(WAIT_S)
-        return self._documents
 
 
 # -- C1: nothing is installed after its token died ---------------------------------------------
@@ -852,7 +831,7 @@ def test_a_query_in_the_air_shows_nothing_older_than_an_overtaken_one(
     successor = Asking(cache, store)
     new = store.put(KEY, n=2)
     result = QueryResult([new], store.version)
-    assert overtaken.end(result) == [new]
+    assert overtaken.end(lambda _: result) == [new]
     assert successor.end() == [new]
 
 

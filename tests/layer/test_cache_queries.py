@@ -31,7 +31,7 @@ from beastmode.stores.documents import Delete, Document, Set
 from beastmode.stores.sqlite import SQLiteStore
 from beastmode.stores.values import GeoPoint
 from layer.faulty_store import FaultyStore
-from scripted import WAIT_S, ScriptedAsyncStore, ScriptedStore
+from scripted import WAIT_S, Asking, ScriptedAsyncStore, ScriptedStore
 from support import FakeClock
 
 ADULTS = Query("users", (Filter("age", ">=", 18),), (Order("age"),))
@@ -209,13 +209,9 @@ def test_a_result_does_not_bring_back_what_was_overtaken(
     cache: BeastModeCache, store: ScriptedStore, lease: Lease
 ) -> None:
     """A change between a query's answer and its return, of a document that nobody holds."""
-    hold = store.hold("users")
-    reader = threading.Thread(target=lambda: cache.query(ALL))
-    reader.start()
-    hold.wait_entered()
+    asking = Asking(cache, store)
     cache.apply_change(Change(store.put("users/0", age=31)))
-    hold.release()
-    reader.join(WAIT_S)
+    asking.end()
     assert cache.lookup("users/0") is None
     assert cache.get_stats().queries.discarded == 1
 
@@ -223,13 +219,9 @@ def test_a_result_does_not_bring_back_what_was_overtaken(
 def test_a_result_that_was_stamped_after_a_change_that_it_lacks_is_not_kept(
     cache: BeastModeCache, store: ScriptedStore, lease: Lease
 ) -> None:
-    hold = store.hold("users")
-    reader = threading.Thread(target=lambda: cache.query(ALL))
-    reader.start()
-    hold.wait_entered()
+    asking = Asking(cache, store)
     cache.apply_change(Change(store.put("users/0", age=31)))
-    hold.release(lambda result: replace(result, version=store.version + 1))
-    reader.join(WAIT_S)
+    asking.end(lambda result: replace(result, version=store.version + 1))
     assert cache.get_stats().queries.discarded == 1
     documents, source = cache.query(ALL)
     assert source == "store"
